@@ -1,0 +1,192 @@
+"""The layers of the package: who may import whom."""
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "uwsgi_tasks"
+
+# "executors.*" is every backend in that folder; its "executors" is the folder's __init__.
+LAYERS = {
+    "errors": 0,
+    "model": 0,
+    "times": 1,
+    "retry": 2,
+    "codec": 2,
+    "handle": 2,
+    "settings": 2,
+    "server": 2,
+    "spool": 2,
+    "marks": 2,
+    "task": 3,
+    "current": 3,
+    "executors": 3,
+    "executors.*": 3,
+    "worker": 4,
+    "signals": 4,
+    "app": 5,
+    "": 6,
+}
+
+# Outside the standard library: which module may import what.
+FOREIGN = {"uwsgi": "server", "django": "settings"}
+
+VAGUE = {"utils", "common", "helpers", "base", "types", "constants"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of *target*, both dotted and, if ours, without the package's name."""
+
+    target: str
+    ours: bool
+    line: int
+    at_top: bool
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def layer_of(name):
+    folder, dot, _ = name.rpartition(".")
+    return LAYERS.get(name, LAYERS.get(f"{folder}.*") if dot else None)
+
+
+def imports_of(name, source, *, is_package):
+    """Every import in *source*, also those inside functions and blocks."""
+    tree = ast.parse(source)
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            targets = from_targets(name, node, is_package=is_package)
+        else:
+            continue
+        for target in targets:
+            ours = target.partition(".")[0] == PACKAGE.name
+            # Unprefixed, and the package itself is "".
+            short = target.partition(".")[2] if ours else target
+            yield Import(short, ours, node.lineno, id(node) in top)
+
+
+def from_targets(name, node, *, is_package):
+    """`from a import b` as "a.b" if b is a module of ours, else as "a"."""
+    start = node.module or ""
+    if node.level:
+        here = [PACKAGE.name, *filter(None, name.split("."))]
+        kept = here[: len(here) - node.level + is_package]
+        start = ".".join([*kept, *filter(None, [node.module])])
+    short = start.partition(".")[2]
+    for alias in node.names:
+        submodule = f"{short}.{alias.name}".lstrip(".")
+        ours = start.partition(".")[0] == PACKAGE.name
+        yield f"{start}.{alias.name}" if ours and submodule in MODULES else start
+
+
+def imports(name):
+    path = MODULES[name]
+    return list(imports_of(name, path.read_text(), is_package=path.stem == "__init__"))
+
+
+def complaints_about_layers(name, found):
+    """What is wrong with the imports *found* in the module *name*."""
+    for one in found:
+        if not one.ours:
+            continue
+        where = f"{name or '__init__'}.py:{one.line} imports {one.target or 'the package'}"
+        own_package = one.target == name.rpartition(".")[0] and one.target
+        if not one.at_top:
+            yield f"{where} in a function or a block: move it to the top, or move the code"
+        if layer_of(one.target) is None:
+            yield f"{where}, which has no layer"
+        elif layer_of(one.target) >= layer_of(name) and not own_package:
+            yield (
+                f"{where}: layer {layer_of(name)} may not import layer {layer_of(one.target)}; "
+                "hand it in from app.py"
+            )
+
+
+def test_the_package_is_found():
+    assert "" in MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_has_a_layer(name):
+    assert layer_of(name) is not None, f"{name}: give it a layer in tests/test_layers.py"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_ours_from_lower_layers_only_and_at_its_top(name):
+    assert list(complaints_about_layers(name, imports(name))) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_outside_the_standard_library_has_one_importer(name):
+    for one in imports(name):
+        root = one.target.partition(".")[0]
+        if not one.ours and root not in sys.stdlib_module_names:
+            assert FOREIGN.get(root) == name, f"{name}.py:{one.line} imports {root}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_our_own_modules_are_imported_by_name_in_load_only(name):
+    tree = ast.parse(MODULES[name].read_text())
+    in_load = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "load"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and id(node) not in in_load:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in {"import_module", "__import__"}:
+                arguments = ast.unparse(node.args)
+                assert PACKAGE.name not in arguments, f"{name}.py:{node.lineno}: {arguments}"
+                assert "__package__" not in arguments, f"{name}.py:{node.lineno}: {arguments}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_named_for_what_it_does(name):
+    assert not VAGUE & set(name.split(".")), f"{name}: a helper lives beside its only user"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("model", "from uwsgi_tasks.retry import Retry", "may not import layer"),
+        ("retry", "from uwsgi_tasks import codec", "may not import layer"),
+        ("retry", "from . import server", "may not import layer"),
+        ("worker", "def f():\n    from uwsgi_tasks.model import Job", "in a function or a block"),
+        ("app", "if TYPE_CHECKING:\n    from uwsgi_tasks.model import Job", "in a function"),
+        ("worker", "import uwsgi_tasks", "may not import layer"),
+        ("worker", "import uwsgi_tasks.metrics", "which has no layer"),
+        ("executors.mule", "from uwsgi_tasks.executors.spooler import X", "may not import layer 3"),
+    ],
+)
+def test_this_test_finds(name, source, complaint):
+    found = imports_of(name, source, is_package=False)
+    assert complaint in " ".join(complaints_about_layers(name, found))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("executors.mule", "from uwsgi_tasks.executors import Executor"),
+        ("worker", "from uwsgi_tasks.model import Job\nfrom uwsgi_tasks import errors"),
+        ("times", "from uwsgi_tasks.errors import InvalidTask"),
+        ("retry", "import math"),
+    ],
+)
+def test_this_test_allows(name, source):
+    found = imports_of(name, source, is_package=False)
+    assert list(complaints_about_layers(name, found)) == []

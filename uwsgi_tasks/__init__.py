@@ -1,0 +1,57 @@
+"""Background tasks for Python web applications, with nothing to run but their uWSGI."""
+
+from uwsgi_tasks.app import App
+from uwsgi_tasks.current import get_current_task
+from uwsgi_tasks.errors import (
+    ConfigurationError,
+    InvalidTask,
+    ResultNotKept,
+    RetryTaskException,
+    SubmitError,
+    TasksError,
+)
+from uwsgi_tasks.handle import JobHandle
+from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_OK, SPOOL_RETRY, Job, State, TaskExecutor
+from uwsgi_tasks.retry import Retry
+from uwsgi_tasks.settings import django_setup
+from uwsgi_tasks.task import Task
+
+default_app = App()
+"""The app that the functions below belong to."""
+
+task = default_app.task
+timer = default_app.timer
+timer_lazy = default_app.timer_lazy
+cron = default_app.cron
+cron_lazy = default_app.cron_lazy
+configure = default_app.configure
+set_uwsgi_callbacks = default_app.set_uwsgi_callbacks
+
+__all__ = [
+    "SPOOL_IGNORE",
+    "SPOOL_OK",
+    "SPOOL_RETRY",
+    "App",
+    "ConfigurationError",
+    "InvalidTask",
+    "Job",
+    "JobHandle",
+    "ResultNotKept",
+    "Retry",
+    "RetryTaskException",
+    "State",
+    "SubmitError",
+    "Task",
+    "TaskExecutor",
+    "TasksError",
+    "configure",
+    "cron",
+    "cron_lazy",
+    "default_app",
+    "django_setup",
+    "get_current_task",
+    "set_uwsgi_callbacks",
+    "task",
+    "timer",
+    "timer_lazy",
+]

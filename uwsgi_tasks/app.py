@@ -1,0 +1,400 @@
+"""Puts everything together: settings, server, executors, and the tasks that are declared."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, overload
+
+from uwsgi_tasks import settings as settings_module
+from uwsgi_tasks import spool
+from uwsgi_tasks.errors import ConfigurationError, InvalidTask, SubmitError, TaskNotFound
+from uwsgi_tasks.executors import Executor, load
+from uwsgi_tasks.executors.mule import MuleExecutor
+from uwsgi_tasks.executors.spooler import SpoolerExecutor
+from uwsgi_tasks.handle import JobHandle
+from uwsgi_tasks.model import Job, Result, TaskExecutor, new_id
+from uwsgi_tasks.server import Server
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.signals import Cron, Timer
+from uwsgi_tasks.task import Task, options
+from uwsgi_tasks.worker import Worker
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_AUTO = (TaskExecutor.SPOOLER, TaskExecutor.MULE)
+"""What AUTO tries, in this order, before it runs a job at once."""
+
+
+class App:
+    """The tasks of one application, and the ways that their calls take.
+
+    The functions of the package are bound to a default one; another is for tests, or for
+    settings of its own: ``App(spooler_dir="/var/spool/other")``.
+    """
+
+    def __init__(self, server: Server | None = None, **overrides: Any) -> None:
+        self.server = server or Server()
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self._overrides = overrides
+        self._settings: Settings | None = None
+        self._executors: dict[str, Executor] = {}
+        self._building = threading.RLock()
+        self._warned: set[str] = set()
+
+    # ---- settings ---------------------------------------------------------------------------
+
+    def configure(self, **overrides: Any) -> None:
+        """Change settings. Raises ConfigurationError for what does not exist or cannot be."""
+        changed = {**self._overrides, **overrides}
+        settings_module.read(changed, environ={}, django=dict)
+        self._overrides = changed
+        self._settings = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, read when they are first needed: Django's may not be there before."""
+        found = self._settings
+        if found is None:
+            found = self._settings = settings_module.read(self._overrides)
+        return found
+
+    # ---- declaring --------------------------------------------------------------------------
+
+    @overload
+    def task(self, func: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, func: None = None, /, **given: Any
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, func: Callable[P, R] | None = None, /, **given: Any) -> Any:
+        """Declare a function as a task, bare or with the options of `Options`.
+
+        Raises InvalidTask, and ConfigurationError where the server cannot work.
+        """
+        if func is not None and given:
+            raise InvalidTask("@task takes its options by name: @task(executor=...)")
+        chosen = options(given)
+
+        def declare(func: Callable[P, R]) -> Task[P, R]:
+            self.set_uwsgi_callbacks()
+            task = Task(func, chosen, self._submit, self._check)
+            self._register(task)
+            return task
+
+        return declare if func is None else declare(func)
+
+    def _register(self, task: Task[..., Any]) -> None:
+        known = self.tasks.get(task.name)
+        # The same lines under two names of their module, or read again, are one task.
+        if known is not None and known.place != task.place:
+            raise InvalidTask(
+                f"two tasks are called {task.name}: give one of them another name with name="
+            )
+        self.tasks[task.name] = task
+        # Jobs of uwsgi_tasks 0.7 carry the module name that uWSGI makes up for a 'wsgi-file'.
+        self.tasks.setdefault(f"{task.func.__module__}.{task.func.__qualname__}", task)
+
+    def _check(self, task: Task[..., Any]) -> None:
+        """Raise InvalidTask if no call of *task* could ever run as its options say."""
+        given = task.options
+        for executor in self._candidates(given.executor):
+            if executor.travels:
+                self.server.require_master()
+                self._check_name(task)
+            missing = executor.missing()
+            if missing is None:
+                executor.check(given)
+                return
+            if given.executor != TaskExecutor.AUTO:
+                raise InvalidTask(f"{task.name}: {missing}")
+        if self.server.present and (given.at is not None or given.priority is not None):
+            raise InvalidTask(
+                f"{task.name}: at= and priority= need a spooler: add 'spooler = DIRECTORY' to the "
+                "configuration of this uWSGI"
+            )
+
+    def _candidates(self, name: str) -> Iterator[Executor]:
+        if name == TaskExecutor.AUTO:
+            yield from (self.executor(each) for each in _AUTO)
+        else:
+            yield self.executor(name)
+
+    def _check_name(self, task: Task[..., Any]) -> None:
+        # Where everything runs at once, as in a test or a shell, any function will do.
+        if task.is_importable or not self.server.present:
+            return
+        raise InvalidTask(_unreachable(task))
+
+    # ---- timers and crons -------------------------------------------------------------------
+
+    def timer_lazy(
+        self,
+        func: Callable[P, R] | None = None,
+        *,
+        seconds: float | timedelta | None = None,
+        iterations: int | None = None,
+        target: str | None = None,
+        signal: int | None = None,
+    ) -> Any:
+        """Declare a function that uWSGI calls each *seconds* once the timer has been called."""
+        return self._signal(
+            Timer, func, seconds=seconds, iterations=iterations, target=target, signal=signal
+        )
+
+    def timer(self, func: Callable[P, R] | None = None, **setup: Any) -> Any:
+        """Declare a function that uWSGI calls each *seconds*, from the start of the server."""
+        return self._started(self.timer_lazy, func, setup)
+
+    def cron_lazy(
+        self,
+        func: Callable[P, R] | None = None,
+        *,
+        minute: int = -1,
+        hour: int = -1,
+        day: int = -1,
+        month: int = -1,
+        dayweek: int = -1,
+        target: str | None = None,
+        signal: int | None = None,
+    ) -> Any:
+        """Declare a function that uWSGI calls when the time agrees, once the cron was called.
+
+        -1 stands for any, -N for every N; the time is that of the server's time zone.
+        """
+        return self._signal(
+            Cron,
+            func,
+            minute=minute,
+            hour=hour,
+            day=day,
+            month=month,
+            dayweek=dayweek,
+            target=target,
+            signal=signal,
+        )
+
+    def cron(self, func: Callable[P, R] | None = None, **setup: Any) -> Any:
+        """Declare a function that uWSGI calls when the time agrees, from the server's start."""
+        return self._started(self.cron_lazy, func, setup)
+
+    def _signal(self, kind: type[Any], func: Callable[P, R] | None, **setup: Any) -> Any:
+        def declare(func: Callable[P, R]) -> Any:
+            return kind(func, self.server, self._absent, **setup)
+
+        return declare if func is None else declare(func)
+
+    @staticmethod
+    def _started(lazy: Any, func: Callable[P, R] | None, setup: dict[str, Any]) -> Any:
+        def declare(func: Callable[P, R]) -> Any:
+            made = lazy(func, **setup)
+            made()
+            return made
+
+        return declare if func is None else declare(func)
+
+    def _absent(self) -> None:
+        self._warn("timers and crons do not fire: this process does not belong to uWSGI")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    # ---- submitting -------------------------------------------------------------------------
+
+    def _submit(
+        self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
+    ) -> list[JobHandle]:
+        now = time.time()
+        jobs = [task.job(new_id(), calls[0], kwargs, now)]
+        if len(calls) > 1:
+            id, name, _, *rest = jobs[0]  # noqa: A001
+            # As Job(...) would, in a quarter of the time.
+            jobs = [
+                tuple.__new__(Job, (f"{id}.{number}", name, args, *rest))
+                for number, args in enumerate(calls)
+            ]
+        route = task.route
+        if route is None or route[0] is not self._settings:
+            route = self._find_route(task)
+        results = route[1].submit(jobs) if route[1] else self._submit_auto(task, jobs)
+        if not results:
+            return [JobHandle(job.id) for job in jobs]
+        return [_handle(job, result) for job, result in zip(jobs, results, strict=True)]
+
+    def _find_route(self, task: Task[..., Any]) -> tuple[Settings, Executor | None]:
+        """Say which executor takes the calls of *task*; None if it must be asked at each call."""
+        current = self.settings
+        name: str = task.options.executor
+        if name == TaskExecutor.AUTO:
+            name = current.executor
+        chosen: Executor | None
+        if name == TaskExecutor.AUTO:
+            spooler = self.executor(TaskExecutor.SPOOLER)
+            chosen = spooler if spooler.ready() else None
+            if not self.server.present and chosen is None:
+                chosen = self._at_once()
+        else:
+            chosen = self.executor(name)
+            if chosen.travels and not self.server.present and not chosen.ready():
+                chosen = self._at_once()
+        if chosen is not None and chosen.travels and not task.is_importable:
+            raise InvalidTask(_unreachable(task))
+        route = task.route = (current, chosen)
+        return route
+
+    def _submit_auto(self, task: Task[..., Any], jobs: list[Job]) -> Sequence[Result]:
+        """Try a mule, and run *jobs* here if there is none, or it does not take them."""
+        mule = self.executor(TaskExecutor.MULE)
+        if mule.ready():
+            try:
+                return mule.submit(jobs)
+            except SubmitError as error:
+                log.warning("%s runs at once, in the caller's process: %s", task.name, error)
+        return self._at_once().submit(jobs)
+
+    def _at_once(self) -> Executor:
+        self._warn(
+            "this uWSGI has no spooler and no mule that answers: tasks run at once, in the "
+            "process of the caller"
+            if self.server.present
+            else "uWSGI is not running here: tasks run at once, in the process of the caller"
+        )
+        return self.executor(TaskExecutor.RUNTIME)
+
+    # ---- executors --------------------------------------------------------------------------
+
+    def executor(self, name: str) -> Executor:
+        """Return the executor of this name. Raises ConfigurationError."""
+        found = self._executors.get(name)
+        return found if found is not None else self._build(name)
+
+    def _build(self, name: str) -> Executor:
+        with self._building:
+            if name in self._executors:
+                return self._executors[name]
+            made = load(str(name))(self.server, lambda: self.settings)
+            made.listen(
+                Worker(
+                    executor=made.name,
+                    find=self.find,
+                    follow=partial(self._follow, made),
+                    bury=self._bury,
+                    alone=made.travels,
+                )
+            )
+            if isinstance(made, MuleExecutor):
+                made.relay = self.executor(TaskExecutor.SPOOLER)
+            self._executors[name] = made
+            return made
+
+    @staticmethod
+    def _follow(executor: Executor, job: Job) -> JobHandle:
+        results = executor.follow(job)
+        return _handle(job, results[0]) if results else JobHandle(job.id)
+
+    def set_uwsgi_callbacks(self) -> None:
+        """Tell uWSGI to hand us the jobs of its spoolers and mules; done by the first `task`.
+
+        Raises ConfigurationError if everybody may write to a spooler's directory.
+        """
+        if not self.server.has_master:
+            return
+        spooler, mule = (self.executor(name) for name in _AUTO)
+        assert isinstance(spooler, SpoolerExecutor)  # noqa: S101  for the type checker
+        assert isinstance(mule, MuleExecutor)  # noqa: S101
+        spooler.check_directories()
+        self.server.install(spooler.receive, mule.receive, self._forked)
+
+    def _forked(self) -> None:
+        """Take up the work of a process that uWSGI has just forked."""
+        if self.server.role == "spooler":
+            spooler = self.executor(TaskExecutor.SPOOLER)
+            assert isinstance(spooler, SpoolerExecutor)  # noqa: S101
+            # uWSGI would print it, and go on; the first job then tries again.
+            try:
+                spooler.start()
+            except Exception:
+                log.exception("this spooler could not take up its work")
+
+    # ---- what a worker needs ----------------------------------------------------------------
+
+    def find(self, name: str) -> Task[..., Any]:
+        """Return the task of this name, importing its module if need be. Raises TaskNotFound."""
+        found = self.tasks.get(name)
+        if found is None:
+            _import_module_of(name)
+            found = self.tasks.get(name)
+        if found is None:
+            raise TaskNotFound(f"no task {name} is declared: was it renamed or removed?")
+        return found
+
+    def _bury(self, variables: Mapping[str, str], body: bytes) -> Path:
+        return spool.bury(self.dead_letters(), variables, body)
+
+    def dead_letters(self) -> Path:
+        """Return the folder of dead letters. Raises ConfigurationError."""
+        if self.server.present and self.server.role == "spooler":
+            return spool.SpoolDirectory(self.server.own_spooler()).dead
+        if self.server.spoolers:
+            return spool.SpoolDirectory(self.server.spoolers[0]).dead
+        if self.settings.dead_dir is not None:
+            return Path(self.settings.dead_dir)
+        return _private_folder() / "dead"
+
+
+def _handle(job: Job, result: Result) -> JobHandle:
+    if result.error is not None:
+        raise result.error
+    return JobHandle(job.id, result)
+
+
+def _unreachable(task: Task[..., Any]) -> str:
+    return (
+        f"{task.name} cannot be imported by the process that shall run it: declare it at the "
+        "top level of a module that can be imported, or use executor=TaskExecutor.RUNTIME; "
+        "name= is for a function that the spoolers and mules have declared under that name"
+    )
+
+
+def _import_module_of(name: str) -> None:
+    """Import the longest beginning of *name* that is a module. Raises TaskNotFound."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            # It is itself missing, or one of its parents: then it was not a module.
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise TaskNotFound(f"{name}: importing {module} failed: {error}") from error
+        # The user's module: anything may go wrong in it.
+        except Exception as error:
+            raise TaskNotFound(
+                f"{name}: importing {module} failed: {type(error).__name__}: {error}"
+            ) from error
+        else:
+            return
+
+
+def _private_folder() -> Path:
+    path = Path(tempfile.gettempdir()) / f"uwsgi_tasks-{os.geteuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ConfigurationError(f"{path} is not private: set 'dead_dir' to a folder that is")
+    return path

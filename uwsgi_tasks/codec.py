@@ -1,0 +1,147 @@
+"""Jobs as bytes, and back."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Sequence
+from datetime import timedelta
+from io import BytesIO
+from typing import Any
+from zlib import crc32
+
+from uwsgi_tasks.errors import DecodeError, SubmitError
+from uwsgi_tasks.model import Job
+
+MAGIC = b"uT\x01"
+"""How every payload of ours begins; its last byte is the version."""
+
+_SINGLE, _BATCH = b"1", b"n"
+# uWSGI runs a spool file whose body was cut, so the body says how long it is and what is in it.
+_HEADER = struct.Struct("<3scQI")
+_HEAD = _HEADER.size
+
+
+def encode(jobs: Sequence[Job]) -> bytes:
+    """Return *jobs*, which differ in id and args alone, as bytes.
+
+    Raises SubmitError that names what cannot be pickled.
+    """
+    # Plain tuples: named ones would carry the name of their class, and be twice as slow.
+    kind = _SINGLE
+    content: tuple[Any, ...] = jobs[0][:]
+    if len(jobs) > 1:
+        kind, content = _BATCH, (content, [(job.id, job.args) for job in jobs])
+    try:
+        payload = pickle.dumps(content, 5)
+    except Exception as error:
+        raise _unpicklable(jobs, error) from error
+    return _HEADER.pack(MAGIC, kind, len(payload), crc32(payload)) + payload
+
+
+def is_batch(payload: bytes) -> bool:
+    """Does *payload*, which is ours, hold many calls?"""
+    return payload[3:4] == _BATCH
+
+
+def decode(payload: bytes) -> Sequence[Job]:
+    """Return the jobs in *payload*. Raises DecodeError, whatever is wrong with it."""
+    try:
+        kind, content = _opened(payload)
+        # The folder that it comes from is the user's own: others may not write to it.
+        fields = pickle.loads(content)  # noqa: S301
+        if kind == _SINGLE:
+            return (_job(fields),)
+        first, calls = _job(fields[0]), fields[1]
+        name, rest = first.task, first[3:]
+        # As Job(...) would, in a quarter of the time.
+        return [tuple.__new__(Job, (key, name, args, *rest)) for key, args in calls]
+    except DecodeError:
+        raise
+    # Unpickling runs the constructors of the arguments: anything may come out of it.
+    except Exception as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _opened(payload: bytes) -> tuple[bytes, bytes]:
+    """Return the kind and the content of a payload that is whole."""
+    magic, kind, length, digest = _HEADER.unpack_from(payload)
+    content = payload[_HEAD:]
+    if magic != MAGIC:
+        raise DecodeError("not written by this version of uwsgi_tasks")
+    if len(content) != length or crc32(content) != digest:
+        raise DecodeError(f"cut or altered: {len(content)} bytes where {length} were written")
+    return kind, content
+
+
+def _job(fields: tuple[Any, ...]) -> Job:
+    job = Job(*fields)
+    if not (type(job.id) is type(job.task) is str and type(job.args) is tuple):
+        raise DecodeError("its fields are not those of a job")
+    return job
+
+
+def _unpicklable(jobs: Sequence[Job], cause: Exception) -> SubmitError:
+    first = jobs[0]
+    parts = [(f"argument {name!r}", value) for name, value in first.kwargs.items()]
+    parts.append(("the buffer", first.buffer))
+    for job in jobs:
+        parts += [(f"argument {number}", value) for number, value in enumerate(job.args, 1)]
+    for name, value in parts:
+        try:
+            pickle.dumps(value, 5)
+        except Exception as error:  # noqa: BLE001  __reduce__ may raise anything
+            return SubmitError(
+                f"{first.task}: {name}, {_kind(value)}, cannot be pickled ({error}); "
+                "pass what it is made of, such as a primary key or a path"
+            )
+    return SubmitError(f"{first.task}: its arguments cannot be pickled ({cause})")
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
+class _LegacyBuffer(dict[Any, Any]):
+    """Stands for the class of uwsgi_tasks 0.7 that held a task's buffer."""
+
+
+class _LegacyUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("uwsgi_tasks.utils", "ProxyDict"):
+            return _LegacyBuffer
+        return super().find_class(module, name)
+
+
+def is_legacy(env: dict[Any, Any]) -> bool:
+    """Was the spool file with these keys written by uwsgi_tasks 0.7?"""
+    return b"function_name" in env and b"setup" in env
+
+
+def decode_legacy(env: dict[Any, Any], id: str) -> Job:  # noqa: A002  it is the job's id
+    """Return the job in a spool file of uwsgi_tasks 0.7. Raises DecodeError."""
+
+    def load(content: bytes) -> Any:
+        return _LegacyUnpickler(BytesIO(content)).load()
+
+    try:
+        setup = load(env[b"setup"])
+        if "body" in env:
+            body = load(env["body"])
+            args, kwargs = body["args"], body["kwargs"]
+        else:
+            args, kwargs = load(env[b"args"]), load(env[b"kwargs"])
+        wait, at = setup.get("retry_timeout"), setup.get("at")
+        return Job(
+            id=id,
+            task=env[b"function_name"].decode(),
+            args=tuple(args),
+            kwargs=dict(kwargs),
+            delay=at.total_seconds() if isinstance(at, timedelta) else None,
+            working_dir=setup.get("working_dir"),
+            retry_count=setup.get("retry_count"),
+            retry_timeout=None if wait is None else float(wait),
+            buffer=dict(setup.get("buffer") or {}),
+        )
+    except Exception as error:
+        raise DecodeError(f"a file of uwsgi_tasks 0.7: {type(error).__name__}: {error}") from error

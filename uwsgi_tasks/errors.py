@@ -1,0 +1,57 @@
+"""Everything that we raise."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class TasksError(Exception):
+    """Something went wrong in uwsgi_tasks."""
+
+    def __init__(self, *args: object) -> None:
+        # The docstring is the message of an error that was given none.
+        super().__init__(*(args or (type(self).__doc__,)))
+
+
+class InvalidTask(TasksError):
+    """The task was declared with something that cannot work."""
+
+
+class ConfigurationError(TasksError):
+    """The settings, or the server that they speak of, cannot work."""
+
+
+class SubmitError(TasksError):
+    """The job was not submitted; nothing was taken."""
+
+
+class ResultNotKept(TasksError):
+    """Nobody keeps the result of this job: it ran, or will run, in another process."""
+
+
+class DecodeError(TasksError):
+    """The bytes are not a job."""
+
+
+class TaskNotFound(TasksError):
+    """No task of this name is declared, and importing its module declares none."""
+
+
+class NotKept(TasksError):
+    """The job is neither done nor kept elsewhere, so it must stay where it is."""
+
+
+class RetryTaskException(Exception):
+    """Raise it inside a task to ask for another attempt.
+
+    *count* replaces the task's ``retry_count``: the runs that are left, this one included.
+    *timeout* replaces its ``retry_timeout``: seconds, or a timedelta, until the next one.
+    """
+
+    def __init__(self, count: int | None = None, timeout: float | timedelta | None = None) -> None:
+        super().__init__(count, timeout)
+        self.count = count
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"another attempt was asked for (count={self.count}, timeout={self.timeout})"

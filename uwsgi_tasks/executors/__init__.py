@@ -1,0 +1,133 @@
+"""How a job travels: the contract of every executor, and the way to find one by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from uwsgi_tasks.errors import ConfigurationError, InvalidTask
+from uwsgi_tasks.model import Job, Result
+from uwsgi_tasks.server import Server
+from uwsgi_tasks.settings import Settings
+
+
+class Receiver(Protocol):
+    """Runs what an executor receives; the executor is given it, and knows nothing of tasks."""
+
+    def decode(self, payload: bytes) -> Sequence[Job]:
+        """Return the jobs in *payload*; none if it cannot be read, and is now a dead letter.
+
+        Raises NotKept if it could not be kept either: then it must stay where it is.
+        """
+
+    def run(self, job: Job) -> Job | None:
+        """Make one attempt at *job*; return the job to submit next, if any.
+
+        What failed for good is a dead letter when this returns. Raises NotKept if it could not be
+        kept: then it must stay where it is.
+        """
+
+    def perform(self, job: Job) -> tuple[Result, Job | None]:
+        """Make one attempt at *job* for a caller who waits for the result."""
+
+    def bury(self, job: Job, reason: str) -> None:
+        """Make *job* a dead letter, without an attempt. Raises NotKept."""
+
+    def reject(
+        self, payload: bytes, reason: str, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """Make a dead letter of bytes that are no job, and what came with them. Raises NotKept."""
+
+
+class Options(Protocol):
+    """What an executor may ask of a task's options."""
+
+    @property
+    def at(self) -> Any:
+        """When it runs, if not at once."""
+
+    @property
+    def priority(self) -> int | None:
+        """How important it is; larger is less."""
+
+    @property
+    def spooler(self) -> str | None:
+        """The spooler directory that takes it."""
+
+    @property
+    def mule(self) -> int | str | None:
+        """The mule, or the farm, that takes it."""
+
+    @property
+    def waits(self) -> bool:
+        """Do its retries wait?"""
+
+
+class Executor(ABC):
+    """Carries jobs from the caller to whoever runs them. Knows no task, no retry, no result."""
+
+    name: ClassVar[str]
+    supports_delay: ClassVar[bool] = False
+    """Can it keep a job until a time?"""
+    supports_priority: ClassVar[bool] = False
+    """Can it run more important jobs first?"""
+    durable: ClassVar[bool] = False
+    """Does a job that it took survive the end of the processes that run it?"""
+    travels: ClassVar[bool] = True
+    """Does the job run in another process, which must find its task by name?"""
+
+    def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
+        self._server = server
+        self._settings = settings
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Would someone run a job that is submitted now?"""
+
+    def missing(self) -> str | None:
+        """What this server lacks for it, as a sentence that names the remedy; None if nothing."""
+        return None
+
+    def check(self, options: Options) -> None:
+        """Raise InvalidTask if a task with these *options* could not run here as they say."""
+        if options.at is not None and not self.supports_delay:
+            raise InvalidTask(f"at=: {self.name} cannot delay a job; use the spooler")
+        if options.priority is not None and not self.supports_priority:
+            raise InvalidTask(f"priority=: {self.name} has no priorities; use the spooler")
+
+    @abstractmethod
+    def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
+        """Take all of *jobs*, or raise SubmitError and take none.
+
+        Returns the results that are known already: those of jobs that have run when it returns.
+        Jobs that came as one call of `Task.map` differ in ``id`` and ``args`` alone.
+        """
+
+    def follow(self, job: Job) -> Sequence[Result]:
+        """Take *job*, which the job being run asks for, as `submit` does."""
+        return self.submit((job,))
+
+    def listen(self, receiver: Receiver) -> None:
+        """Let *receiver* run what arrives in this process."""
+        self._receiver = receiver
+
+
+def load(name: str) -> type[Executor]:
+    """Return the executor called *name*: ``"spooler"``, or ``"package.module:Class"``."""
+    path, _, attribute = name.partition(":")
+    if not attribute:
+        path, attribute = f"uwsgi_tasks.executors.{name}", f"{name.capitalize()}Executor"
+    try:
+        found = getattr(import_module(path), attribute)
+    except (ImportError, AttributeError) as error:
+        known = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
+        raise ConfigurationError(
+            f"no executor {name!r} ({error}): use one of {', '.join(known)}, auto, "
+            "or 'package.module:Class'"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Executor)):
+        raise ConfigurationError(f"{name!r} is not an Executor")
+    return found

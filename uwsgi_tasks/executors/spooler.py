@@ -1,0 +1,387 @@
+"""Into the spooler: a file a job, run by uWSGI's spooler processes, and safe until it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from uwsgi_tasks import codec, spool
+from uwsgi_tasks.errors import ConfigurationError, DecodeError, InvalidTask, SubmitError
+from uwsgi_tasks.executors import Executor, Options
+from uwsgi_tasks.marks import Dead, Mark, Peers, Progress, bereave
+from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result
+
+log = logging.getLogger(__name__)
+
+_LEASE = 5.0
+"""Seconds by which a file's time is put ahead while it runs: if its process dies, and nobody
+counts the crash, uWSGI passes the file over for so long, and runs those behind it."""
+_BACK_OFF = 2.0
+"""Seconds between a counted crash and the next attempt; doubled with each crash."""
+_GRACE = 5.0
+"""Seconds that a server gets to start its spoolers before we say that they do not know us."""
+_NICE = 19
+
+_Theirs = Callable[[dict[Any, Any]], int] | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A spooler directory, and the processes that serve it."""
+
+    files: spool.SpoolDirectory
+    peers: Peers
+
+    @classmethod
+    def at(cls, path: str) -> _Place:
+        files = spool.SpoolDirectory(path)
+        files.check()
+        return cls(files, Peers(files.path / "running"))
+
+
+class SpoolerExecutor(Executor):
+    """Writes jobs as spool files, and runs them in uWSGI's spooler processes.
+
+    Outside uWSGI it writes the same files into the directory that the setting names.
+    """
+
+    name: ClassVar[str] = "spooler"
+    supports_delay: ClassVar[bool] = True
+    supports_priority: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
+
+    _mark: Mark | None = None
+    """This process's own mark, if it is a spooler."""
+    _home: _Place
+    """The place that this process serves, if it is a spooler."""
+    _pid = 0
+    _nice = False
+    _unknown_since: float | None = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._places: dict[str | None, _Place] = {}
+
+    # ---- declaring --------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Is there a spooler, or the directory of one?"""
+        return bool(self._server.spoolers) or (
+            not self._server.present and self._settings().spooler_dir is not None
+        )
+
+    def missing(self) -> str | None:
+        """Say that there is no spooler."""
+        if self._server.present and not self._server.spoolers:
+            return "this uWSGI has no spooler: add 'spooler = DIRECTORY' to its configuration"
+        return None
+
+    def check(self, options: Options) -> None:
+        """Refuse what uWSGI would never run."""
+        if not self._server.present:
+            return
+        if options.priority is not None and not self._server.spooler_ordered:
+            raise InvalidTask(
+                "priority=: without 'spooler-ordered = true' in its configuration uWSGI would "
+                "never run such a job"
+            )
+        spoolers = self._server.spoolers
+        if options.spooler is not None and _real(options.spooler) not in spoolers:
+            raise InvalidTask(
+                f"spooler={options.spooler!r}: this uWSGI serves {', '.join(spoolers)}; "
+                f"add 'spooler = {options.spooler}' to its configuration"
+            )
+
+    def check_directories(self) -> None:
+        """Raise ConfigurationError if what lies in a spooler's directory cannot be trusted."""
+        for path in self._server.spoolers:
+            spool.SpoolDirectory(path).check()
+
+    # ---- submitting -------------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
+        """Write *jobs* into one spool file."""
+        job = jobs[0]
+        payload = codec.encode(jobs)
+        place = self._places.get(job.spooler) or self._find_place(job.spooler)
+        if job.at is not None and job.at > time.time():
+            place.files.write_later(payload, job.at, job.priority)
+            self._wake(place)
+            return ()
+        if self._server.present:
+            directory = None if job.spooler is None else str(place.files.path)
+            self._server.spool(payload, directory, job.priority)
+        else:
+            # The files of priorities are put right by a spooler without them when it starts.
+            if job.priority is not None and place.peers.ordered() is False:
+                raise SubmitError(
+                    f"{job.task}: its priority needs 'spooler-ordered = true' in the "
+                    "configuration of the uWSGI that serves this directory"
+                )
+            place.files.write(payload, job.priority)
+        self._wake(place)
+        return ()
+
+    def _find_place(self, spooler: str | None) -> _Place:
+        if self._server.present:
+            known = self._server.spoolers
+            path = known[0] if spooler is None else _real(spooler)
+            if path not in known:
+                raise SubmitError(f"spooler={spooler!r}: this uWSGI serves {', '.join(known)}")
+        else:
+            directory = spooler or self._settings().spooler_dir
+            if directory is None:
+                raise SubmitError("no spooler directory is known: set 'spooler_dir'")
+            path = _real(directory)
+        try:
+            place = self._places[spooler] = _Place.at(path)
+        except ConfigurationError as error:
+            raise SubmitError(str(error)) from error
+        return place
+
+    def _wake(self, place: _Place) -> None:
+        if self._mark is not None and place.files.path == self._home.files.path:
+            self._mark.wake()
+        elif not place.peers.wake() and self._server.role in {"worker", "mule"}:
+            self._complain()
+
+    def _complain(self) -> None:
+        """Say once that no spooler process has our callbacks: the jobs wait, and are not lost."""
+        if self._unknown_since is None:
+            self._unknown_since = time.monotonic()
+        elif 0 < self._unknown_since < time.monotonic() - _GRACE:
+            self._unknown_since = -1
+            log.error(
+                "no spooler process has loaded uwsgi_tasks, so that what is submitted waits: "
+                "call set_uwsgi_callbacks() in a module that the server loads before it forks, "
+                "or add 'spooler-import = MODULE' to its configuration"
+            )
+
+    # ---- running ----------------------------------------------------------------------------
+
+    def start(self, current: str | None = None) -> None:
+        """Take up work in a spooler process: count the crashes of the dead, and mend the rest.
+
+        *current* is the file that uWSGI has just handed to this process, if any. It must not be
+        opened: closing it would drop uWSGI's lock.
+        """
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._places.clear()
+        self._home = _Place.at(self._server.own_spooler())
+        files, settings = self._home.files, self._settings()
+        running = files.path / "running"
+        for dead in bereave(running):
+            if dead.running is not None and dead.running != current:
+                self._settle_crash(dead, dead.running)
+        files.tidy(ordered=self._server.spooler_ordered)
+        for sidecar in (*running.glob("*.crashes"), *running.glob("*.done")):
+            if files.find(sidecar.stem) is None:
+                sidecar.unlink(missing_ok=True)
+        self._mark = Mark(running, self._server.incarnation, ordered=self._server.spooler_ordered)
+        self._nice = not settings.renice
+        if settings.spooler_frequency is not None:
+            self._server.set_spooler_frequency(settings.spooler_frequency)
+
+    def receive(self, env: dict[Any, Any], theirs: _Theirs) -> int:
+        """Run what is in a spool file; uWSGI's hook.
+
+        Always SPOOL_OK, except where the file must stay: uWSGI would run it at each pass.
+        """
+        name = os.fsdecode(env["spooler_task_name"])
+        if self._pid != os.getpid():
+            self.start(name)
+        mark = self._mark
+        assert mark is not None  # noqa: S101  for the type checker: start() has set it
+        try:
+            if name == spool.TICKET:
+                return self._move_in()
+            payload = env.get("body", b"")
+            if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
+                return theirs(env) if theirs else SPOOL_OK
+            if not self._nice:
+                self._renice()
+            self._put_off(name, _LEASE)
+            mark.begin(name)
+            try:
+                self._run(name, payload, env)
+            finally:
+                if mark.end():
+                    self._server.wake_this_spooler()
+        # Whatever it was, the file is the only place where the job is safe.
+        except Exception:
+            log.exception("%s stays in the spooler, and is tried again", name)
+            self._put_off(name, _LEASE)
+            return SPOOL_RETRY
+        return SPOOL_OK
+
+    def _is_ours(self, env: dict[Any, Any], theirs: _Theirs) -> bool:
+        """Is a file that does not look like ours left to us all the same?"""
+        if codec.is_legacy(env) or theirs is None:
+            return True
+        # That module is always there, and can do nothing with what it did not write.
+        if getattr(theirs, "__module__", "") == "uwsgidecorators":
+            return b"ud_spool_func" not in env
+        return False
+
+    def _run(self, name: str, payload: bytes, env: dict[Any, Any]) -> None:
+        if payload[:3] != codec.MAGIC:
+            self._run_foreign(name, env)
+        elif codec.is_batch(payload):
+            self._run_batch(name, payload)
+        else:
+            for job in self._receiver.decode(payload):
+                self._attempt(job)
+
+    def _attempt(self, job: Job) -> None:
+        following = self._receiver.run(job)
+        if following is not None:
+            # Before this one is acknowledged: a crash in between runs it twice, and never not.
+            self.submit((following,))
+
+    def _run_batch(self, name: str, payload: bytes) -> None:
+        jobs = self._receiver.decode(payload)
+        progress = Progress(self._home.files.path / "running", name)
+        run = self._receiver.run
+        for index in range(progress.done, len(jobs)):
+            following = run(jobs[index])
+            if following is not None:
+                self.submit((following,))
+            progress.done = index + 1
+        progress.forget()
+
+    def _run_foreign(self, name: str, env: dict[Any, Any]) -> None:
+        """Run a file of uwsgi_tasks 0.7; what nobody knows becomes a dead letter."""
+        reason = "nobody knows what to do with this spool file"
+        if codec.is_legacy(env):
+            reason = "a file of uwsgi_tasks 0.7, which 'accept_legacy' is set to refuse"
+            if self._settings().accept_legacy:
+                try:
+                    job = codec.decode_legacy(env, name.removeprefix(spool.PREFIX))
+                except DecodeError as error:
+                    reason = str(error)
+                else:
+                    self._attempt(job)
+                    return
+        variables = {
+            _text(key): _text(value)
+            for key, value in env.items()
+            if key not in {"spooler_task_name", "body"}
+        }
+        self._receiver.reject(env.get("body", b""), reason, variables)
+
+    def _move_in(self) -> int:
+        if self._home.files.move_in(time.time()):
+            # This pass has read the directory already.
+            self._server.wake_this_spooler()
+            self._home.peers.wake()
+        return SPOOL_RETRY
+
+    def _put_off(self, name: str, seconds: float) -> None:
+        due = time.time() + seconds
+        try:
+            os.utime(name, (due, due))
+        except FileNotFoundError:
+            # With spooler-chdir, or after a task that has changed it, we are elsewhere.
+            path = self._home.files.find(name)
+            if path is not None:
+                os.utime(path, (due, due))
+
+    def _renice(self) -> None:
+        self._nice = True
+        if os.getpriority(os.PRIO_PROCESS, 0) < _NICE:
+            return
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        except PermissionError:
+            log.warning(
+                "this spooler runs at nice 19, as uWSGI starts it, and may starve on a busy "
+                "machine: give it CAP_SYS_NICE, or RLIMIT_NICE 20"
+            )
+
+    # ---- crashes ----------------------------------------------------------------------------
+
+    def _settle_crash(self, dead: Dead, name: str) -> None:
+        path = self._home.files.find(name)
+        if path is None:
+            return
+        # A newcomer must start, whatever is wrong with one file; that one keeps its lease.
+        try:
+            with _locked(path) as free:
+                # If somebody runs it already, a crash of theirs leaves a mark of its own.
+                if free:
+                    self._judge_crash(dead, path, name)
+        except Exception:
+            log.exception("%s: its process died, and that could not be counted", name)
+
+    def _judge_crash(self, dead: Dead, path: Path, name: str) -> None:
+        if dead.incarnation != self._server.incarnation:
+            # The whole server was stopped, reloaded or killed: not the job's doing.
+            os.utime(path)
+            return
+        crashes = self._count_crash(name)
+        limit = self._settings().crash_limit
+        log.warning("%s: its process died while it ran (%d of %d)", name, crashes, limit)
+        if crashes < limit:
+            due = time.time() + _BACK_OFF * 2 ** (crashes - 1)
+            os.utime(path, (due, due))
+            return
+        self._bury_crashed(path, name, crashes)
+        self._crashes(name).unlink(missing_ok=True)
+
+    def _crashes(self, name: str) -> Path:
+        return self._home.files.path / "running" / f"{name}.crashes"
+
+    def _count_crash(self, name: str) -> int:
+        file = self._crashes(name)
+        crashes = int(file.read_text() or 0) + 1 if file.exists() else 1
+        file.write_text(str(crashes))
+        return crashes
+
+    def _bury_crashed(self, path: Path, name: str, crashes: int) -> None:
+        reason = f"its process died {crashes} times while it ran"
+        variables, body = spool.unpack(path.read_bytes())
+        try:
+            jobs = codec.decode(body)
+        except DecodeError:
+            self._receiver.reject(body, reason, variables)
+            path.unlink()
+            return
+        # Of many calls, the one that was running goes; the others are still to be done.
+        progress = Progress(self._home.files.path / "running", name)
+        if progress.done < len(jobs):
+            self._receiver.bury(jobs[progress.done], reason)
+            progress.done += 1
+        if progress.done < len(jobs):
+            os.utime(path)
+        else:
+            path.unlink()
+            progress.forget()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Any:
+    """Hold the lock that uWSGI takes to run a file; False if somebody else has it."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

@@ -1,0 +1,205 @@
+"""Which spooler processes live, and what each of them is running: a mapped file a process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_SIZE = 1024
+_RUNNING, _WOKEN, _LENGTH, _NAME = 0, 1, 2, 4
+_INCARNATION, _END = 512, 600
+_ORDERED = 700
+_COUNT = struct.Struct("<Q")
+_REFRESH = 1.0
+"""Seconds for which the list of the living is believed."""
+
+
+class Mark:
+    """The file of this process, which keeps a lock on it for as long as it lives.
+
+    The lock is a POSIX one, which children do not inherit, and which closing any other handle
+    on the same file would drop: nothing here opens its own file twice.
+    """
+
+    def __init__(self, folder: Path, incarnation: bytes, *, ordered: bool) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._file = _own_file(folder / str(os.getpid()))
+        self._map = mmap.mmap(self._file, _SIZE)
+        self._map[_INCARNATION : _INCARNATION + len(incarnation)] = incarnation
+        self._map[_ORDERED] = ordered
+
+    def begin(self, name: str) -> None:
+        """Note that the spool file of this name is being run."""
+        memory = self._map
+        content = name.encode()
+        memory[_LENGTH] = len(content)
+        memory[_NAME : _NAME + len(content)] = content
+        # Last: a process that dies in between was not running anything yet.
+        memory[_RUNNING] = 1
+
+    def wake(self) -> None:
+        """Note that this process itself has submitted a job."""
+        self._map[_WOKEN] = 1
+
+    def end(self) -> bool:
+        """Note that nothing is being run; True if somebody submitted a job meanwhile."""
+        memory = self._map
+        # In this order: a submitter sets the second and then reads the first, so that either it
+        # sees that nobody will look, and sends the signal itself, or we see that it was here.
+        memory[_RUNNING] = 0
+        if memory[_WOKEN]:
+            memory[_WOKEN] = 0
+            return True
+        return False
+
+
+def _own_file(path: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.ftruncate(handle, _SIZE)
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+        # Between the creation and the lock another newcomer may have taken it for a dead one's.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        os.close(handle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dead:
+    """What a spooler process that died has left: the file that it was running, if any."""
+
+    running: str | None
+    incarnation: bytes
+
+
+def bereave(folder: Path) -> Iterator[Dead]:
+    """Yield, once, what each spooler process that died was doing; its file goes with it.
+
+    To be called before this process has a file of its own: a dead one may have had its number.
+    """
+    for path in _files(folder):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another newcomer may have been here between the listing and the lock.
+                if path.exists():
+                    content = os.read(handle, _SIZE).ljust(_SIZE, b"\0")
+                    yield _dead(content)
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _dead(content: bytes) -> Dead:
+    name = content[_NAME : _NAME + content[_LENGTH]].decode()
+    return Dead(
+        running=name if content[_RUNNING] else None,
+        incarnation=content[_INCARNATION:_END].rstrip(b"\0"),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder) if name.isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+class Peers:
+    """The living spooler processes of a directory, as those who submit to it see them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._read_at = float("-inf")
+
+    def wake(self) -> int:
+        """Make sure that each of them reads the directory once more; return how many there are.
+
+        uWSGI wakes those who rest, and forgets those who are busy. A busy one finds our note when
+        its job ends, so that a burst of submits makes one more pass, not one each. The present
+        process is left out: it has its `Mark`.
+        """
+        if time.monotonic() - self._read_at > _REFRESH:
+            self._refresh()
+        for path, memory in self._maps.items():
+            if not memory[_WOKEN]:
+                memory[_WOKEN] = 1
+                if not memory[_RUNNING]:
+                    # It may have ended in this second, or belong to another user.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(int(path.name), signal.SIGUSR1)
+        return len(self._maps)
+
+    def ordered(self) -> bool | None:
+        """Do they look into the folders of priorities? None if nobody is there to tell."""
+        self._refresh()
+        for memory in self._maps.values():
+            return bool(memory[_ORDERED])
+        return None
+
+    def _refresh(self) -> None:
+        self._read_at = time.monotonic()
+        known = self._maps
+        living = (path for path in _files(self._folder) if _lives(path))
+        maps = {path: known.get(path) or _mapped(path) for path in living}
+        # Replaced as a whole: another thread may be going through the old one.
+        self._maps = {path: memory for path, memory in maps.items() if memory is not None}
+
+
+def _mapped(path: Path) -> mmap.mmap | None:
+    with contextlib.suppress(OSError, ValueError), path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), _SIZE)
+    return None
+
+
+def _lives(path: Path) -> bool:
+    # Closing its own file would drop the lock by which a process is known to live.
+    if path.name == str(os.getpid()):
+        return False
+    try:
+        with path.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+class Progress:
+    """How many calls of one spool file are done: it outlives the process that runs them."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / f"{name}.done"
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(handle, _COUNT.size)
+            self._map = mmap.mmap(handle, _COUNT.size)
+        finally:
+            os.close(handle)
+
+    @property
+    def done(self) -> int:
+        """The number of calls that need not run again."""
+        count: int = _COUNT.unpack_from(self._map)[0]
+        return count
+
+    @done.setter
+    def done(self, count: int) -> None:
+        _COUNT.pack_into(self._map, 0, count)
+
+    def forget(self) -> None:
+        """Take it away: all are done."""
+        self._map.close()
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,312 @@
+"""uWSGI, with its bytes, limits and codes made plain."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import mmap
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from uwsgi_tasks.errors import ConfigurationError, InvalidTask, SubmitError
+
+try:
+    import uwsgi
+except ImportError:  # outside the server there is no such module
+    uwsgi = None
+
+log = logging.getLogger(__name__)
+
+MULE_MESSAGE_LIMIT = 65536
+"""Bytes of a mule message that arrive; uWSGI cuts the rest without a word (core/mule.c)."""
+
+SpoolHook = Callable[[dict[Any, Any], Callable[..., Any] | None], int]
+"""Takes uWSGI's description of a spool file, and the callback that was there before ours."""
+MuleHook = Callable[[bytes, Callable[..., Any] | None], None]
+
+_MULES = 256
+_TARGET = re.compile(
+    r"|(worker|workers|active-workers|mule|mules|spooler|subscribed)|"
+    r"(?P<kind>worker|mule|farm)(?P<number>\d+)|farm_(?P<farm>.{1,58})"
+)
+
+
+class Server:
+    """The uWSGI that this process belongs to, if any: what it has, and what it can be told.
+
+    *module* is uWSGI's own module, which exists only inside the server.
+    """
+
+    def __init__(self, module: Any = uwsgi) -> None:
+        self._uwsgi = module
+        self._hooks: dict[str, Callable[..., Any]] = {}
+        self._mules = mmap.mmap(-1, _MULES)
+        """One byte a mule, shared with every fork: has it started with our hooks?"""
+        self._on_fork: Callable[[], None] = lambda: None
+        self._pid = 0
+
+    # ---- what it is -------------------------------------------------------------------------
+
+    @property
+    def present(self) -> bool:
+        """Does this process belong to a uWSGI server?"""
+        return self._uwsgi is not None
+
+    @property
+    def has_master(self) -> bool:
+        """Does the server have the master process that spoolers, mules and signals need?"""
+        return self.present and self._uwsgi.masterpid() != 0
+
+    @property
+    def incarnation(self) -> bytes:
+        """What tells this run of the server from the one before a reload or restart."""
+        if not self.present:
+            return b""
+        return f"{self._uwsgi.masterpid()}.{self._uwsgi.started_on}".encode()
+
+    @property
+    def role(self) -> str:
+        """What this process is: "", "master", "worker", "mule" or "spooler"."""
+        if not self.present:
+            return ""
+        if self._uwsgi.mule_id():
+            return "mule"
+        # The function exists only where a spooler is configured.
+        if self.spoolers and self._uwsgi.i_am_the_spooler():
+            return "spooler"
+        return "worker" if self._uwsgi.worker_id() else "master"
+
+    @property
+    def _opt(self) -> Mapping[str, Any]:
+        return self._uwsgi.opt if self.present else {}
+
+    def require_master(self) -> None:
+        """Raise ConfigurationError if there is a server without its master process."""
+        if self.present and not self.has_master:
+            raise ConfigurationError(
+                "uWSGI runs without its master process, which spoolers, mules and timers need: "
+                "add 'master = true' to its configuration"
+            )
+
+    # ---- spoolers ---------------------------------------------------------------------------
+
+    @property
+    def spoolers(self) -> tuple[str, ...]:
+        """The spooler directories of this server, each once, as absolute paths."""
+        if not self.present:
+            return ()
+        names = getattr(self._uwsgi, "spoolers", ())
+        return tuple(dict.fromkeys(os.fsdecode(name) for name in names))
+
+    @property
+    def spooler_ordered(self) -> bool:
+        """Does the server look into the folders of priorities?"""
+        return "spooler-ordered" in self._opt
+
+    def own_spooler(self) -> str:
+        """Return the directory that this spooler process serves."""
+        directories = [os.fsdecode(name) for name in self._uwsgi.spoolers]
+        # Each call leaks a few bytes (unbit/uwsgi#2703): it is made once a process.
+        return directories[list(self._uwsgi.spooler_pids()).index(os.getpid())]
+
+    def spool(self, body: bytes, directory: str | None, priority: int | None) -> None:
+        """Write *body* as a spool file. Raises SubmitError."""
+        # uWSGI takes the body out of the dictionary, so each call needs one of its own.
+        request = {b"body": body}
+        if directory is not None:
+            request[b"spooler"] = os.fsencode(directory)
+        if priority is not None:
+            request[b"priority"] = b"%d" % priority
+        try:
+            self._uwsgi.spool(request)
+        except ValueError as error:
+            raise SubmitError(
+                f"uWSGI could not write the spool file ({error}): is the disk full, "
+                f"or {directory or self.spoolers} not writable?"
+            ) from error
+
+    def set_spooler_frequency(self, seconds: int) -> None:
+        """Let the spoolers look into their directory at least once in so many seconds."""
+        if self.spoolers:
+            self._uwsgi.set_spooler_frequency(seconds)
+
+    def wake_this_spooler(self) -> None:
+        """Have this spooler process read its directory once more after the present pass."""
+        signal.raise_signal(signal.SIGUSR1)
+
+    # ---- mules ------------------------------------------------------------------------------
+
+    @property
+    def has_mules(self) -> bool:
+        """Is any mule configured?"""
+        return "mule" in self._opt or "mules" in self._opt
+
+    @property
+    def has_plain_mules(self) -> bool:
+        """Is there a mule that waits for messages, and does not run a program of its own?
+
+        Of a repeated option uWSGI shows the last value only, so this may miss one.
+        """
+        return "mules" in self._opt or self._opt.get("mule") is True
+
+    def mule_started(self, number: int = 0) -> bool:
+        """Has mule *number* (0: any of them) started with our hook?"""
+        if number >= _MULES:
+            return False
+        return bool(self._mules[number]) if number else any(self._mules[:])
+
+    def mule_message(self, message: bytes, target: int | str | None) -> None:
+        """Send *message* to a mule, a farm (by name), or any mule. Raises SubmitError."""
+        if len(message) > MULE_MESSAGE_LIMIT:
+            raise SubmitError(
+                f"{len(message)} bytes are more than the {MULE_MESSAGE_LIMIT} that reach a mule: "
+                "use the spooler, which takes any size"
+            )
+        if isinstance(target, int) and target and not self._wait_for_mule(target):
+            # uWSGI does not check the number: a wrong one ends the process.
+            raise SubmitError(
+                f"mule {target} has not started, or there is none: add 'mules = {target}'"
+            )
+        where = target.encode() if isinstance(target, str) else target or 0
+        try:
+            sent = self._uwsgi.mule_msg(message, where)
+        except ValueError as error:
+            raise SubmitError(
+                f"mule {target!r}: {error}; configure it with 'mules = 2' or 'farm = {target}:1,2'"
+            ) from error
+        if not sent:
+            raise SubmitError(
+                "the queue of the mules is full: add mules, enlarge it with "
+                "'mule-msg-size = 1000000', or use the spooler"
+            )
+
+    def _wait_for_mule(self, number: int, patience: float = 5.0) -> bool:
+        """Wait a little for a mule that may still be starting."""
+        deadline = time.monotonic() + patience
+        while not self.mule_started(number):
+            # In the process that has no hooks of ours in its mules, none will ever show up.
+            if number >= _MULES or time.monotonic() > deadline or not self.has_mules:
+                return False
+            time.sleep(0.01)
+        return True
+
+    # ---- signals ----------------------------------------------------------------------------
+
+    def check_target(self, target: str) -> None:
+        """Raise InvalidTask if a signal cannot have this *target*."""
+        match = _TARGET.fullmatch(target)
+        if match is None:
+            raise InvalidTask(
+                f"no signal target {target!r}: use '', worker, workers, active-workers, workerN, "
+                "mule, mules, muleN, spooler, farmN, farm_NAME or subscribed"
+            )
+        if not self.present:
+            return
+        number = int(match["number"] or 0)
+        # uWSGI reads beyond its table for a worker that does not exist.
+        if match["kind"] == "worker" and number > self._uwsgi.numproc:
+            raise InvalidTask(f"target {target!r}: this server has {self._uwsgi.numproc} workers")
+        if target.startswith("mule") and not self.has_mules:
+            raise InvalidTask(f"target {target!r}: this server has no mules; add 'mules = 1'")
+        if target == "spooler" and not self.spoolers:
+            raise InvalidTask("target 'spooler': this server has none; add 'spooler = DIRECTORY'")
+        if target.startswith("farm") and "farm" not in self._opt:
+            raise InvalidTask(f"target {target!r}: this server has no farm; add 'farm = NAME:1,2'")
+
+    def register_signal(
+        self, target: str, handler: Callable[[int], None], number: int | None = None
+    ) -> int:
+        """Have *handler* called in *target* for a signal; return its number. Raises InvalidTask."""
+        if number is None:
+            number = self._free_signal()
+        elif not 0 <= number <= 255:  # noqa: PLR2004  uWSGI keeps it in a byte, unchecked
+            raise InvalidTask(f"signal {number}: uWSGI numbers its signals from 0 to 255")
+        try:
+            self._uwsgi.register_signal(number, target, handler)
+        except ValueError as error:
+            raise InvalidTask(f"uWSGI refused signal {number} for {target!r}: {error}") from error
+        return number
+
+    def _free_signal(self) -> int:
+        for number in range(256):
+            if not self._uwsgi.signal_registered(number):
+                return number
+        raise InvalidTask(
+            "all 256 signals of uWSGI are taken: declare fewer timers and crons, "
+            "or let one of them submit tasks"
+        )
+
+    def add_timer(self, number: int, seconds: int, iterations: int | None) -> None:
+        """Raise signal *number* each so many seconds. Raises InvalidTask if there is no room."""
+        with _no_room("64 timers, and 64 more with iterations"):
+            if iterations is None:
+                self._uwsgi.add_timer(number, seconds)
+            else:
+                self._uwsgi.add_rb_timer(number, seconds, iterations)
+
+    def add_cron(self, number: int, fields: tuple[int, int, int, int, int]) -> None:
+        """Raise signal *number* when minute, hour, day, month and weekday agree."""
+        with _no_room("64 crons"):
+            self._uwsgi.add_cron(number, *fields)
+
+    # ---- callbacks --------------------------------------------------------------------------
+
+    def install(self, spool: SpoolHook, mule: MuleHook, fork: Callable[[], None]) -> None:
+        """Put our callbacks in place, once; those that were there are handed what is not ours."""
+        if not self.present or self._hooks:
+            return
+        # It would put its own callbacks over ours if it were first imported later.
+        with contextlib.suppress(Exception):  # it raises a bare one where there is no master
+            importlib.import_module("uwsgidecorators")
+        self._hooks = {"spooler": spool, "mule_msg_hook": mule, "post_fork_hook": self._started}
+        self._on_fork = fork
+        self._place()
+        # What is imported after the fork (lazy-apps, spooler-import) has missed that hook.
+        if self.role != "master":
+            self._started(None)
+
+    def _place(self) -> None:
+        for name, ours in self._hooks.items():
+            theirs = getattr(self._uwsgi, name, None)
+            if not getattr(theirs, "uwsgi_tasks", False):
+                setattr(self._uwsgi, name, _chained(ours, theirs))
+
+    def _started(self, theirs: Callable[[], None] | None) -> None:
+        """Note, after a fork, what this process is."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            # Whoever took our place between the import and the fork is asked after us.
+            self._place()
+            number = self._uwsgi.mule_id()
+            if 0 < number < _MULES:
+                self._mules[number] = 1
+            self._on_fork()
+        # Last: a mule's own loop may hang here, and never return.
+        if theirs:
+            theirs()
+
+
+def _chained(ours: Callable[..., Any], theirs: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return a callback that hands *ours* what came, and the callback that was there before."""
+
+    def callback(*args: Any) -> Any:
+        return ours(*args, theirs)
+
+    callback.uwsgi_tasks = True  # type: ignore[attr-defined]
+    return callback
+
+
+@contextlib.contextmanager
+def _no_room(limit: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidTask(
+            f"uWSGI has room for {limit}, until it restarts ({error}): declare fewer, "
+            "or let one of them submit several tasks"
+        ) from error

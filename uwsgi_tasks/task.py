@@ -1,0 +1,253 @@
+"""What @task makes: a function, how its calls travel, and when they run."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from functools import update_wrapper
+from importlib.util import find_spec
+from pathlib import Path
+from types import CodeType
+from typing import Any, Final, Generic, ParamSpec, TypeVar
+
+from uwsgi_tasks.errors import InvalidTask
+from uwsgi_tasks.handle import JobHandle
+from uwsgi_tasks.model import Job, TaskExecutor
+from uwsgi_tasks.retry import Retry
+from uwsgi_tasks.times import due, seconds
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Callers:
+    """Stands for the directory that the caller is in."""
+
+    def __repr__(self) -> str:
+        return "the caller's directory"
+
+
+CALLERS: Final = _Callers()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a task's calls travel, and when they run. Raises InvalidTask for what cannot be."""
+
+    executor: str = TaskExecutor.AUTO
+    name: str | None = None
+    working_dir: str | _Callers | None = CALLERS
+    at: float | datetime | timedelta | None = None
+    priority: int | None = None
+    spooler: str | None = None
+    mule: int | str | None = None
+    spooler_return: bool = False
+    retry_count: int | None = None
+    retry_timeout: float | None = None
+    retry: Retry | None = None
+    dead_letter: bool = True
+
+    obeys_codes: bool = field(init=False)
+    """Does the value that the function returns say whether it is to run again?"""
+    waits: bool = field(init=False)
+    """Do its retries wait?"""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.executor, str):
+            raise InvalidTask(f"executor= takes a TaskExecutor or a name, not {self.executor!r}")
+        if self.name is not None and not (isinstance(self.name, str) and self.name):
+            raise InvalidTask(f"name= takes a text, not {self.name!r}")
+        self._check_places()
+        due(self.at)
+        self._set("priority", _whole(self.priority, "priority", least=0))
+        self._set("retry_count", _whole(self.retry_count, "retry_count", least=1))
+        if self.retry_timeout is not None:
+            self._set("retry_timeout", seconds(self.retry_timeout, "retry_timeout"))
+        if self.retry is not None and not isinstance(self.retry, Retry):
+            raise InvalidTask(f"retry= takes a Retry(...), not {self.retry!r}")
+        for name in ("spooler_return", "dead_letter"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidTask(f"{name}= is True or False, not {getattr(self, name)!r}")
+        self._set("obeys_codes", self.spooler_return or self.retry_count is not None)
+        self._set("waits", bool(self.retry_timeout or (self.retry and self.retry.wait(1))))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_places(self) -> None:
+        if not (self.working_dir is None or self.working_dir is CALLERS):
+            path = os.fspath(self.working_dir)  # type: ignore[arg-type]
+            if not Path(path).is_absolute():
+                raise InvalidTask(f"working_dir={path!r} must be an absolute path, or None")
+            self._set("working_dir", path)
+        if self.spooler is not None:
+            self._set("spooler", os.fspath(self.spooler))
+        if self.mule is not None and (
+            isinstance(self.mule, bool)
+            or not isinstance(self.mule, (int, str))
+            or (isinstance(self.mule, int) and self.mule < 0)
+        ):
+            raise InvalidTask(
+                f"mule= takes the number of a mule or the name of a farm: {self.mule!r}"
+            )
+
+
+_CHOICES = [entry.name for entry in fields(Options) if entry.init]
+
+
+def options(given: dict[str, Any], start: Options | None = None) -> Options:
+    """Return the options that a user gave, on top of *start*. Raises InvalidTask."""
+    unknown = set(given) - set(_CHOICES)
+    if unknown:
+        raise InvalidTask(
+            f"no option {', '.join(sorted(unknown))}: choose from {', '.join(_CHOICES)}"
+        )
+    return Options(**given) if start is None else replace(start, **given)
+
+
+def _whole(value: Any, name: str, least: int) -> int | None:
+    if value is None:
+        return None
+    # uwsgi_tasks 0.7 took priorities as texts.
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidTask(f"{name}= takes a whole number from {least}, not {value!r}")
+    return value
+
+
+class Task(Generic[P, R]):
+    """A declared function. Calling it submits a job, and returns its handle.
+
+    ``func`` is the plain function; calling that runs it here and now, and nothing else.
+    """
+
+    func: Callable[P, R]
+    name: str
+    options: Options
+    route: Any = None
+    """The executor that AUTO stands for, once a call has found it out."""
+
+    def __init__(
+        self,
+        func: Callable[P, R],
+        given: Options,
+        submit: Callable[[Task[P, R], list[tuple[Any, ...]], dict[str, Any]], list[JobHandle]],
+        check: Callable[[Task[P, R]], None],
+    ) -> None:
+        if not callable(func):
+            raise InvalidTask(f"@task decorates a function, not {func!r}")
+        update_wrapper(self, func, updated=())
+        self.func = func
+        self.options = given
+        self.name = given.name or task_name(func)
+        self.place = declared_at(func)
+        self._submit, self._check = submit, check
+        check(self)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle:
+        """Submit a call. Raises SubmitError; where it runs at once, what the function raises."""
+        return self._submit(self, [args], kwargs)[0]
+
+    def map(self, *iterables: Iterable[Any]) -> list[JobHandle]:
+        """Submit a call for each item, as the built-in map would call; return their handles.
+
+        All travel together. Raises SubmitError, and then none was taken.
+        """
+        calls = list(zip(*iterables, strict=False))
+        return self._submit(self, calls, {}) if calls else []
+
+    def using(self, **changes: Any) -> Task[P, R]:
+        """Return this task with other options. Raises InvalidTask."""
+        return Task(self.func, options(changes, self.options), self._submit, self._check)
+
+    def job(self, id: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: float) -> Job:  # noqa: A002
+        """Return a call of this task as it is at *now*."""
+        given = self.options
+        working_dir = given.working_dir
+        if working_dir is CALLERS:
+            try:
+                working_dir = os.getcwd()
+            except FileNotFoundError:
+                working_dir = None
+        at = delay = None
+        if given.at is not None:
+            at, delay = due(given.at, now)
+        return Job(
+            id,
+            self.name,
+            args,
+            kwargs,
+            1,
+            now,
+            at,
+            delay,
+            working_dir,  # type: ignore[arg-type]
+            given.priority,
+            given.retry_count,
+            given.retry_timeout,
+            given.spooler,
+            given.mule,
+        )
+
+    @property
+    def is_importable(self) -> bool:
+        """Can another process find it, by importing its module?"""
+        if self.options.name is not None:
+            return True
+        module = self.name.removesuffix(f".{self.func.__qualname__}")
+        return not ("<" in self.name or module == "__main__" or module.startswith("uwsgi_file_"))
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+
+def _code(func: Callable[..., Any]) -> CodeType | None:
+    return getattr(inspect.unwrap(func), "__code__", None)
+
+
+def declared_at(func: Callable[..., Any]) -> tuple[str, int]:
+    """Where the function stands in its file: what tells a second import from a second function."""
+    code = _code(func)
+    return (os.path.realpath(code.co_filename), code.co_firstlineno) if code else ("", 0)
+
+
+def task_name(func: Callable[..., Any]) -> str:
+    """Return ``module.qualname``, with the module by which other processes can import it."""
+    qualname = getattr(func, "__qualname__", None)
+    if qualname is None:
+        raise InvalidTask(f"{func!r} has no name of its own: give it one with name=")
+    return f"{_module_name(func)}.{qualname}"
+
+
+def _module_name(func: Callable[..., Any]) -> str:
+    module = func.__module__
+    if module == "__main__" and (spec := getattr(sys.modules["__main__"], "__spec__", None)):
+        return str(spec.name).removesuffix(".__main__")
+    # uWSGI loads a 'wsgi-file' under a name that it makes up of the path.
+    if module != "__main__" and not module.startswith("uwsgi_file_"):
+        return module
+    code = _code(func)
+    return (code and _importable(Path(code.co_filename))) or module
+
+
+def _importable(file: Path) -> str | None:
+    """Return the name by which *file* would be imported, if any."""
+    file = file.resolve()
+    for entry in sys.path:
+        folder = Path(entry or ".").resolve()
+        if file.suffix == ".py" and file.is_relative_to(folder):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if all(part.isidentifier() for part in parts):
+                name = ".".join(parts)
+                try:
+                    spec = find_spec(name)
+                except (ImportError, ValueError):
+                    continue
+                if spec and spec.origin and Path(spec.origin).resolve() == file:
+                    return name
+    return None

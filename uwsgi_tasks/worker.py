@@ -1,0 +1,291 @@
+"""One attempt at one job: run it, decide what follows, and lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import CoroutineType
+from typing import Any
+
+from uwsgi_tasks import codec
+from uwsgi_tasks.current import CurrentTask, enter, leave
+from uwsgi_tasks.errors import DecodeError, NotKept, RetryTaskException, TaskNotFound, TasksError
+from uwsgi_tasks.handle import JobHandle
+from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, Job, Result, State
+from uwsgi_tasks.task import Options, Task
+from uwsgi_tasks.times import seconds
+
+log = logging.getLogger(__name__)
+
+Bury = Callable[[Mapping[str, str], bytes], Path]
+"""Keeps a dead letter: what is known of it, and its bytes. Raises TasksError."""
+
+_LEAST_WAIT = 1.0
+"""Seconds between attempts of a task that asks for them without a limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What follows from an attempt: how it ended, and the next one, if there is one."""
+
+    state: State
+    following: Job | None = None
+    reason: str = ""
+
+
+def decide(
+    job: Job, options: Options, value: object, error: BaseException | None, now: float
+) -> Verdict:
+    """Say what follows when an attempt returned *value*, or raised *error*."""
+    if isinstance(error, RetryTaskException):
+        wait = error.timeout if error.timeout is None else seconds(error.timeout, "timeout")
+        count = job.retry_count if error.count is None else error.count
+        return _asked(job, options, count, wait, now)
+    if error is not None:
+        return _failed(job, options, error, now)
+    # Their own types only: True, 1.0 or a number that happens to be -1 are values.
+    if options.obeys_codes and type(value) is int:
+        if value == SPOOL_RETRY:
+            return _asked(job, options, job.retry_count, None, now, endless=options.spooler_return)
+        if value == SPOOL_IGNORE and options.spooler_return:
+            return Verdict(state=State.CANCELLED, reason="it returned SPOOL_IGNORE")
+    return Verdict(state=State.SUCCEEDED)
+
+
+def _asked(
+    job: Job,
+    options: Options,
+    count: int | None,
+    wait: float | None,
+    now: float,
+    *,
+    endless: bool = False,
+) -> Verdict:
+    if wait is None:
+        wait = job.retry_timeout
+    if wait is None:
+        wait = options.retry.wait(job.attempt) if options.retry else 0.0
+    if count is None and options.retry is not None:
+        more = options.retry.allows(job.attempt)
+    elif count is None:
+        more = endless
+        wait = max(wait, _LEAST_WAIT)
+    else:
+        more = count > 1
+    if not more:
+        reason = (
+            "it asked for another attempt, and has neither retry_count= nor retry="
+            if count is None and options.retry is None
+            else f"it asked for another attempt after number {job.attempt}, the last one"
+        )
+        return Verdict(state=State.FAILED, reason=reason)
+    following = job.again(
+        at=now + wait if wait else None,
+        retry_count=None if count is None else count - 1,
+        retry_timeout=wait or job.retry_timeout,
+    )
+    return Verdict(state=State.RETRYING, following=following)
+
+
+def _failed(job: Job, options: Options, error: BaseException, now: float) -> Verdict:
+    retry = options.retry
+    if retry is not None and isinstance(error, retry.on) and retry.allows(job.attempt):
+        wait = retry.wait(job.attempt)
+        return Verdict(state=State.RETRYING, following=job.again(at=now + wait if wait else None))
+    return Verdict(state=State.FAILED, reason=f"attempt {job.attempt} was the last one")
+
+
+class Worker:
+    """Runs jobs for one executor.
+
+    *find* returns the task of a name or raises TaskNotFound, *follow* submits what a running job
+    asks for, *bury* keeps dead letters. *alone* says that this process runs one job at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: str,
+        find: Callable[[str], Task[..., Any]],
+        follow: Callable[[Job], JobHandle],
+        bury: Bury,
+        alone: bool,
+    ) -> None:
+        self._executor = executor
+        self._find, self._follow, self._bury = find, follow, bury
+        self._alone = alone
+
+    # ---- what an executor calls -------------------------------------------------------------
+
+    def decode(self, payload: bytes) -> Sequence[Job]:
+        """Return the jobs in *payload*; none if it is a dead letter now. Raises NotKept."""
+        try:
+            return codec.decode(payload)
+        except DecodeError as error:
+            self.reject(payload, str(error))
+            return ()
+
+    def run(self, job: Job) -> Job | None:
+        """Make one attempt; return the job to submit next, if any. Raises NotKept."""
+        try:
+            task = self._find(job.task)
+        except TaskNotFound as missing:
+            self._lay_out(job, missing, "")
+            return None
+        current = CurrentTask(job, self._executor, self._follow)
+        value, error = self._attempt(task, job, current)
+        if error is None and not task.options.obeys_codes:
+            return None
+        return self._settle(task, job, current, value, error).following
+
+    def perform(self, job: Job) -> tuple[Result, Job | None]:
+        """Make one attempt for a caller who waits; whatever it raises is in the result."""
+        task = self._find(job.task)
+        current = CurrentTask(job, self._executor, self._follow)
+        value, error = self._attempt(task, job, current)
+        verdict = decide(current.changed(job), task.options, value, error, time.time())
+        if verdict.state is State.FAILED and error is None:
+            error = TasksError(f"{job}: {verdict.reason}")
+        result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
+        return result, verdict.following
+
+    def bury(self, job: Job, reason: str) -> None:
+        """Make *job* a dead letter. Raises NotKept."""
+        self._lay_out(job, TasksError(reason), "")
+
+    def reject(
+        self, payload: bytes, reason: str, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """Make a dead letter of bytes that are no job. Raises NotKept."""
+        path = self._keep({"error": reason, **(variables or {})}, payload)
+        log.error("%d bytes were not run: %s; they are kept in %s", len(payload), reason, path)
+
+    # ---- the steps of an attempt ------------------------------------------------------------
+
+    def _attempt(
+        self, task: Task[..., Any], job: Job, current: CurrentTask
+    ) -> tuple[Any, BaseException | None]:
+        token = enter(current, alone=self._alone)
+        home = None
+        try:
+            if self._alone and job.working_dir is not None:
+                home = _change_directory(job)
+            value = task.func(*job.args, **job.kwargs)
+            if type(value) is CoroutineType:
+                value = _await(value)
+        # The attempt: whatever a task raises, sys.exit() included, is how it ended.
+        except BaseException as error:  # noqa: BLE001
+            return None, error
+        else:
+            return value, None
+        finally:
+            leave(token)
+            if home is not None:
+                os.chdir(home)
+
+    def _settle(
+        self,
+        task: Task[..., Any],
+        job: Job,
+        current: CurrentTask,
+        value: object,
+        error: BaseException | None,
+    ) -> Verdict:
+        job = current.changed(job)
+        try:
+            verdict = decide(job, task.options, value, error, time.time())
+        except TasksError as fault:  # such as RetryTaskException(timeout="soon")
+            error, verdict = fault, Verdict(state=State.FAILED, reason=str(fault))
+        if verdict.following is not None:
+            log.warning(
+                "%s: attempt %d %s; the next one follows%s",
+                job,
+                job.attempt,
+                f"failed with {type(error).__name__}" if error else "asked for another",
+                f" in {verdict.following.at - time.time():.1f} s" if verdict.following.at else "",
+            )
+        elif verdict.state is State.CANCELLED:
+            log.warning("%s is dropped: %s", job, verdict.reason)
+        elif verdict.state is State.FAILED:
+            self._fail(task, job, error or TasksError(verdict.reason))
+        return verdict
+
+    def _fail(self, task: Task[..., Any], job: Job, error: BaseException) -> None:
+        # From the frame of the task on: what stands above it is ours, and says nothing.
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        if task.options.dead_letter:
+            self._lay_out(job, error, text)
+        else:
+            log.error("%s failed in attempt %d, and is not kept\n%s", job, job.attempt, text)
+
+    def _lay_out(self, job: Job, error: BaseException, trace: str) -> None:
+        variables = {
+            "task": job.task,
+            "id": job.id,
+            "attempt": str(job.attempt),
+            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": trace,
+        }
+        path = self._keep(variables, codec.encode((job,)))
+        log.error(
+            "%s failed in attempt %d: %s; it is kept in %s%s",
+            job,
+            job.attempt,
+            variables["error"],
+            path,
+            trace and f"\n{trace}",
+        )
+
+    def _keep(self, variables: Mapping[str, str], body: bytes) -> Path:
+        try:
+            return self._bury(variables, body)
+        except (OSError, TasksError) as error:
+            raise NotKept(f"{variables.get('id', '')}: no dead letter could be written") from error
+
+
+def _change_directory(job: Job) -> str | None:
+    """Go where the caller was; return where we came from, or None if that is not there."""
+    home = os.getcwd()
+    if home == job.working_dir:
+        return None
+    try:
+        os.chdir(job.working_dir or home)
+    except OSError as error:
+        log.warning("%s: working_dir %s: %s; it runs in %s", job, job.working_dir, error, home)
+        return None
+    return home
+
+
+class _Loop:
+    """The event loop of this process, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="uwsgi_tasks", daemon=True).start()
+
+
+_loops: list[_Loop] = []
+_starting = threading.Lock()
+
+
+def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run *coroutine* to its end on the event loop of this process."""
+    with _starting:
+        # A fork takes the loop along, and leaves its thread behind.
+        if not _loops or _loops[0].pid != os.getpid():
+            _loops[:] = [_Loop()]
+        loop = _loops[0].loop
+    with contextlib.closing(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
