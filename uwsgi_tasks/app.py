@@ -7,10 +7,8 @@ import os
 import stat
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from uwsgi_tasks import settings as settings_module
 from uwsgi_tasks import spool
+from uwsgi_tasks.current import Surroundings
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask, SubmitError, TaskNotFound
 from uwsgi_tasks.executors import Executor, load
 from uwsgi_tasks.executors.mule import MuleExecutor
@@ -91,7 +90,7 @@ class App:
 
         def declare(func: Callable[P, R]) -> Task[P, R]:
             self.set_uwsgi_callbacks()
-            task = Task(func, chosen, self._submit, self._check)
+            task = Task(func, chosen, self)
             self._register(task)
             return task
 
@@ -108,9 +107,12 @@ class App:
         # Jobs of uwsgi_tasks 0.7 carry the module name that uWSGI makes up for a 'wsgi-file'.
         self.tasks.setdefault(f"{task.func.__module__}.{task.func.__qualname__}", task)
 
-    def _check(self, task: Task[..., Any]) -> None:
+    def check(self, task: Task[..., Any]) -> None:
         """Raise InvalidTask if no call of *task* could ever run as its options say."""
         given = task.options
+        for option, only in (("spooler", "spooler"), ("mule", "mule")):
+            if getattr(given, option) is not None and given.executor not in {"auto", only}:
+                raise InvalidTask(f"{task.name}: {option}= is for the {only}, not {given.executor}")
         for executor in self._candidates(given.executor):
             if executor.travels:
                 self.server.require_master()
@@ -141,67 +143,60 @@ class App:
 
     # ---- timers and crons -------------------------------------------------------------------
 
+    @overload
+    def timer_lazy(self, func: Callable[P, R], /) -> Timer[P, R]: ...
+    @overload
     def timer_lazy(
-        self,
-        func: Callable[P, R] | None = None,
-        *,
-        seconds: float | timedelta | None = None,
-        iterations: int | None = None,
-        target: str | None = None,
-        signal: int | None = None,
-    ) -> Any:
-        """Declare a function that uWSGI calls each *seconds* once the timer has been called."""
-        return self._signal(
-            Timer, func, seconds=seconds, iterations=iterations, target=target, signal=signal
-        )
+        self, func: None = None, /, **setup: Any
+    ) -> Callable[[Callable[P, R]], Timer[P, R]]: ...
+    def timer_lazy(self, func: Callable[P, R] | None = None, /, **setup: Any) -> Any:
+        """Declare a function that uWSGI calls each *seconds* once the timer has been called.
 
-    def timer(self, func: Callable[P, R] | None = None, **setup: Any) -> Any:
+        *iterations* ends it after so many turns; *target* says who runs it. Raises InvalidTask.
+        """
+        return self._signal(Timer, func, setup, start=False)
+
+    @overload
+    def timer(self, func: Callable[P, R], /) -> Timer[P, R]: ...
+    @overload
+    def timer(
+        self, func: None = None, /, **setup: Any
+    ) -> Callable[[Callable[P, R]], Timer[P, R]]: ...
+    def timer(self, func: Callable[P, R] | None = None, /, **setup: Any) -> Any:
         """Declare a function that uWSGI calls each *seconds*, from the start of the server."""
-        return self._started(self.timer_lazy, func, setup)
+        return self._signal(Timer, func, setup, start=True)
 
+    @overload
+    def cron_lazy(self, func: Callable[P, R], /) -> Cron[P, R]: ...
+    @overload
     def cron_lazy(
-        self,
-        func: Callable[P, R] | None = None,
-        *,
-        minute: int = -1,
-        hour: int = -1,
-        day: int = -1,
-        month: int = -1,
-        dayweek: int = -1,
-        target: str | None = None,
-        signal: int | None = None,
-    ) -> Any:
+        self, func: None = None, /, **setup: Any
+    ) -> Callable[[Callable[P, R]], Cron[P, R]]: ...
+    def cron_lazy(self, func: Callable[P, R] | None = None, /, **setup: Any) -> Any:
         """Declare a function that uWSGI calls when the time agrees, once the cron was called.
 
-        -1 stands for any, -N for every N; the time is that of the server's time zone.
+        *minute*, *hour*, *day*, *month* and *dayweek* are whole numbers; -1, the default, stands
+        for any, -N for every N. The time is that of the server's time zone. Raises InvalidTask.
         """
-        return self._signal(
-            Cron,
-            func,
-            minute=minute,
-            hour=hour,
-            day=day,
-            month=month,
-            dayweek=dayweek,
-            target=target,
-            signal=signal,
-        )
+        return self._signal(Cron, func, setup, start=False)
 
-    def cron(self, func: Callable[P, R] | None = None, **setup: Any) -> Any:
+    @overload
+    def cron(self, func: Callable[P, R], /) -> Cron[P, R]: ...
+    @overload
+    def cron(
+        self, func: None = None, /, **setup: Any
+    ) -> Callable[[Callable[P, R]], Cron[P, R]]: ...
+    def cron(self, func: Callable[P, R] | None = None, /, **setup: Any) -> Any:
         """Declare a function that uWSGI calls when the time agrees, from the server's start."""
-        return self._started(self.cron_lazy, func, setup)
+        return self._signal(Cron, func, setup, start=True)
 
-    def _signal(self, kind: type[Any], func: Callable[P, R] | None, **setup: Any) -> Any:
+    def _signal(
+        self, kind: type[Any], func: Callable[P, R] | None, setup: dict[str, Any], *, start: bool
+    ) -> Any:
         def declare(func: Callable[P, R]) -> Any:
-            return kind(func, self.server, self._absent, **setup)
-
-        return declare if func is None else declare(func)
-
-    @staticmethod
-    def _started(lazy: Any, func: Callable[P, R] | None, setup: dict[str, Any]) -> Any:
-        def declare(func: Callable[P, R]) -> Any:
-            made = lazy(func, **setup)
-            made()
+            made = kind(func, self.server, self._absent, **setup)
+            if start:
+                made()
             return made
 
         return declare if func is None else declare(func)
@@ -216,22 +211,29 @@ class App:
 
     # ---- submitting -------------------------------------------------------------------------
 
-    def _submit(
-        self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
-    ) -> list[JobHandle]:
-        now = time.time()
-        jobs = [task.job(new_id(), calls[0], kwargs, now)]
-        if len(calls) > 1:
-            id, name, _, *rest = jobs[0]  # noqa: A001
-            # As Job(...) would, in a quarter of the time.
-            jobs = [
-                tuple.__new__(Job, (f"{id}.{number}", name, args, *rest))
-                for number, args in enumerate(calls)
-            ]
+    def submit(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> JobHandle:
+        """Submit one call. Raises SubmitError; where it runs at once, what the task raises."""
+        job = task.job(new_id(), args, kwargs)
         route = task.route
         if route is None or route[0] is not self._settings:
             route = self._find_route(task)
-        results = route[1].submit(jobs) if route[1] else self._submit_auto(task, jobs)
+        executor = route[1]
+        jobs = (job,)
+        results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
+        return _handle(job, results[0]) if results else JobHandle(job.id)
+
+    def submit_all(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[JobHandle]:
+        """Submit all of *calls*, or raise SubmitError and take none."""
+        key, name, _, *rest = task.job(new_id(), calls[0], {})
+        # As Job(...) would, in a quarter of the time.
+        jobs: list[Job] = [
+            tuple.__new__(Job, (f"{key}.{number}", name, args, *rest))
+            for number, args in enumerate(calls)
+        ]
+        executor = self._find_route(task)[1]
+        results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
         if not results:
             return [JobHandle(job.id) for job in jobs]
         return [_handle(job, result) for job, result in zip(jobs, results, strict=True)]
@@ -257,7 +259,7 @@ class App:
         route = task.route = (current, chosen)
         return route
 
-    def _submit_auto(self, task: Task[..., Any], jobs: list[Job]) -> Sequence[Result]:
+    def _submit_auto(self, task: Task[..., Any], jobs: Sequence[Job]) -> Sequence[Result]:
         """Try a mule, and run *jobs* here if there is none, or it does not take them."""
         mule = self.executor(TaskExecutor.MULE)
         if mule.ready():
@@ -290,11 +292,10 @@ class App:
             made = load(str(name))(self.server, lambda: self.settings)
             made.listen(
                 Worker(
-                    executor=made.name,
+                    surroundings=Surroundings(made.name, partial(self._follow, made)),
+                    tasks=self.tasks,
                     find=self.find,
-                    follow=partial(self._follow, made),
                     bury=self._bury,
-                    alone=made.travels,
                 )
             )
             if isinstance(made, MuleExecutor):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,19 +13,13 @@ from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import Job, new_id
 from uwsgi_tasks.times import due, seconds
 
-_current: ContextVar[CurrentTask | None] = ContextVar("current_task", default=None)
-_only: CurrentTask | None = None
-"""The task of a process that runs one at a time; threads that it starts find it here."""
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Where attempts are made: the executor's name, and how it takes what a task submits."""
 
-def get_current_task() -> CurrentTask | None:
-    """Return the task that is being run; None outside of one.
-
-    It is found from helper functions and coroutines and, in spoolers and mules, from threads that
-    the task has started. (Where several tasks run at a time, such a thread needs
-    ``contextvars.copy_context().run``.)
-    """
-    return _current.get() or _only
+    executor: str
+    resubmit: Callable[[Job], JobHandle]
 
 
 class CurrentTask:
@@ -33,25 +28,17 @@ class CurrentTask:
     Calling it submits the same task again, with these settings and this buffer.
     """
 
-    __slots__ = (
-        "_at",
-        "_buffer",
-        "_delay",
-        "_job",
-        "_resubmit",
-        "_wait",
-        "executor",
-        "retry_count",
-    )
+    __slots__ = ("_buffer", "_job", "_surroundings")
 
-    def __init__(self, job: Job, executor: str, resubmit: Callable[[Job], JobHandle]) -> None:
+    def __init__(self, job: Job, surroundings: Surroundings) -> None:
         self._job = job
-        self._resubmit = resubmit
+        self._surroundings = surroundings
         self._buffer: dict[Any, Any] | None = None
-        self._at, self._delay, self._wait = job.at, job.delay, job.retry_timeout
-        self.executor = executor
-        self.retry_count = job.retry_count
-        """Runs that are left, this one included; None if the task sets no number."""
+
+    @property
+    def executor(self) -> str:
+        """The name of the executor that runs it."""
+        return self._surroundings.executor
 
     @property
     def id(self) -> str:
@@ -94,60 +81,74 @@ class CurrentTask:
     @property
     def at(self) -> datetime | timedelta | None:
         """When the task runs if it is called again; a timedelta counts from that call."""
-        if self._delay is not None:
-            return timedelta(seconds=self._delay)
-        return None if self._at is None else datetime.fromtimestamp(self._at, UTC)
+        if self._job.delay is not None:
+            return timedelta(seconds=self._job.delay)
+        return None if self._job.at is None else datetime.fromtimestamp(self._job.at, UTC)
 
     @at.setter
     def at(self, value: float | datetime | timedelta | None) -> None:
-        self._at, self._delay = due(value)
+        at, delay = due(value)
+        self._job = self._job._replace(at=at, delay=delay)
+
+    @property
+    def retry_count(self) -> int | None:
+        """Runs that are left, this one included; None if the task sets no number."""
+        return self._job.retry_count
+
+    @retry_count.setter
+    def retry_count(self, value: int | None) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"retry_count must be a whole number, not {value!r}")
+        self._job = self._job._replace(retry_count=value)
 
     @property
     def retry_timeout(self) -> float | None:
         """Seconds until the next attempt, if one is asked for."""
-        return self._wait
+        return self._job.retry_timeout
 
     @retry_timeout.setter
     def retry_timeout(self, value: float | timedelta | None) -> None:
-        self._wait = None if value is None else seconds(value, "retry_timeout")
+        wait = None if value is None else seconds(value, "retry_timeout")
+        self._job = self._job._replace(retry_timeout=wait)
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobHandle:
         """Submit the task again, with these arguments. Raises SubmitError."""
-        now = time.time()
-        return self._resubmit(
-            self.changed(self._job)._replace(
+        job, now = self.job, time.time()
+        return self._surroundings.resubmit(
+            job._replace(
                 id=new_id(),
                 args=args,
                 kwargs=kwargs,
                 attempt=1,
                 submitted_at=now,
-                at=self._at if self._delay is None else now + self._delay,
+                at=job.at if job.delay is None else now + job.delay,
             )
         )
 
-    def changed(self, job: Job) -> Job:
-        """Return *job* with what the task has changed."""
-        return job._replace(
-            delay=self._delay,
-            retry_count=self.retry_count,
-            retry_timeout=self._wait,
-            buffer=job.buffer if self._buffer is None else self._buffer,
-        )
+    @property
+    def job(self) -> Job:
+        """The job, with what the task has changed of it."""
+        return self._job if self._buffer is None else self._job._replace(buffer=self._buffer)
 
     def __repr__(self) -> str:
         return f"<CurrentTask {self._job}, attempt {self.attempt}>"
 
 
-def enter(current: CurrentTask, *, alone: bool) -> Token[CurrentTask | None]:
-    """Make *current* the task that is being run, until `leave`; *alone* in this process, or not."""
-    global _only  # noqa: PLW0603  a context variable does not reach threads that a task starts
-    if alone:
-        _only = current
-    return _current.set(current)
+class _Alone:
+    """The task of a process that runs one at a time; threads that it starts find it here."""
+
+    task: CurrentTask | None = None
 
 
-def leave(token: Token[CurrentTask | None]) -> None:
-    """End what `enter` began."""
-    global _only  # noqa: PLW0603
-    _only = None
-    _current.reset(token)
+current_task: ContextVar[CurrentTask | None] = ContextVar("current_task", default=None)
+alone = _Alone()
+
+
+def get_current_task() -> CurrentTask | None:
+    """Return the task that is being run; None outside of one.
+
+    It is found from helper functions and coroutines and, in spoolers and mules, from threads that
+    the task has started. (Where several tasks run at a time, such a thread needs
+    ``contextvars.copy_context().run``.)
+    """
+    return current_task.get() or alone.task

@@ -123,18 +123,21 @@ class Peers:
         self._maps: dict[Path, mmap.mmap] = {}
         self._read_at = float("-inf")
 
-    def wake(self) -> int:
+    def wake(self, *, resting: bool) -> int:
         """Make sure that each of them reads the directory once more; return how many there are.
 
-        uWSGI wakes those who rest, and forgets those who are busy. A busy one finds our note when
-        its job ends, so that a burst of submits makes one more pass, not one each. The present
-        process is left out: it has its `Mark`.
+        A busy one finds our note when its job ends, so that a burst of submits makes one more
+        pass, not one each. Those at rest get a signal if *resting* is set; when uWSGI wrote the
+        file, it has done that itself, and only forgets the busy ones. The present process is left
+        out: it has its `Mark`.
         """
         if time.monotonic() - self._read_at > _REFRESH:
             self._refresh()
         for path, memory in self._maps.items():
-            if not memory[_WOKEN]:
+            # A note that is there already came from somebody who saw to the rest, below.
+            if resting or not memory[_WOKEN]:
                 memory[_WOKEN] = 1
+                # Also one that uWSGI took for busy, and whose job has ended in between.
                 if not memory[_RUNNING]:
                     # It may have ended in this second, or belong to another user.
                     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -195,8 +198,8 @@ class Progress:
         count: int = _COUNT.unpack_from(self._map)[0]
         return count
 
-    @done.setter
-    def done(self, count: int) -> None:
+    def note(self, count: int) -> None:
+        """Note that so many are done."""
         _COUNT.pack_into(self._map, 0, count)
 
     def forget(self) -> None:

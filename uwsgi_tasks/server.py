@@ -30,6 +30,8 @@ SpoolHook = Callable[[dict[Any, Any], Callable[..., Any] | None], int]
 MuleHook = Callable[[bytes, Callable[..., Any] | None], None]
 
 _MULES = 256
+_START = 10.0
+"""Seconds that a server may take until its mules are there."""
 _TARGET = re.compile(
     r"|(worker|workers|active-workers|mule|mules|spooler|subscribed)|"
     r"(?P<kind>worker|mule|farm)(?P<number>\d+)|farm_(?P<farm>.{1,58})"
@@ -44,6 +46,8 @@ class Server:
 
     def __init__(self, module: Any = uwsgi) -> None:
         self._uwsgi = module
+        self.present = module is not None
+        """Does this process belong to a uWSGI server?"""
         self._hooks: dict[str, Callable[..., Any]] = {}
         self._mules = mmap.mmap(-1, _MULES)
         """One byte a mule, shared with every fork: has it started with our hooks?"""
@@ -51,11 +55,6 @@ class Server:
         self._pid = 0
 
     # ---- what it is -------------------------------------------------------------------------
-
-    @property
-    def present(self) -> bool:
-        """Does this process belong to a uWSGI server?"""
-        return self._uwsgi is not None
 
     @property
     def has_master(self) -> bool:
@@ -114,6 +113,10 @@ class Server:
         # Each call leaks a few bytes (unbit/uwsgi#2703): it is made once a process.
         return directories[list(self._uwsgi.spooler_pids()).index(os.getpid())]
 
+    def spooler_processes(self, directory: str) -> int:
+        """Return how many processes serve *directory*."""
+        return [os.fsdecode(name) for name in self._uwsgi.spoolers].count(directory)
+
     def spool(self, body: bytes, directory: str | None, priority: int | None) -> None:
         """Write *body* as a spool file. Raises SubmitError."""
         # uWSGI takes the body out of the dictionary, so each call needs one of its own.
@@ -167,10 +170,14 @@ class Server:
                 f"{len(message)} bytes are more than the {MULE_MESSAGE_LIMIT} that reach a mule: "
                 "use the spooler, which takes any size"
             )
-        if isinstance(target, int) and target and not self._wait_for_mule(target):
-            # uWSGI does not check the number: a wrong one ends the process.
+        # uWSGI does not check the number: a wrong one ends the process.
+        number = target if isinstance(target, int) else 0
+        if not self._wait_for_mule(number):
             raise SubmitError(
-                f"mule {target} has not started, or there is none: add 'mules = {target}'"
+                f"there is no mule {number}: add 'mules = {number}' to the configuration of uWSGI"
+                if number and self.mule_started()
+                else "no mule has loaded uwsgi_tasks: declare the task in a module that uWSGI "
+                "loads before it forks; with lazy-apps, name that module in 'shared-import'"
             )
         where = target.encode() if isinstance(target, str) else target or 0
         try:
@@ -185,13 +192,13 @@ class Server:
                 "'mule-msg-size = 1000000', or use the spooler"
             )
 
-    def _wait_for_mule(self, number: int, patience: float = 5.0) -> bool:
-        """Wait a little for a mule that may still be starting."""
-        deadline = time.monotonic() + patience
+    def _wait_for_mule(self, number: int) -> bool:
+        """Is mule *number* (0: any of them) there? Wait for it while the server is starting."""
         while not self.mule_started(number):
-            # In the process that has no hooks of ours in its mules, none will ever show up.
-            if number >= _MULES or time.monotonic() > deadline or not self.has_mules:
-                return False
+            starting = time.time() < self._uwsgi.started_on + _START
+            if not starting or number >= _MULES or self.role == "master":
+                # The master forks them after it has loaded the application.
+                return self.role == "master"
             time.sleep(0.01)
         return True
 
@@ -258,7 +265,11 @@ class Server:
 
     def install(self, spool: SpoolHook, mule: MuleHook, fork: Callable[[], None]) -> None:
         """Put our callbacks in place, once; those that were there are handed what is not ours."""
-        if not self.present or self._hooks:
+        if not self.present:
+            return
+        if self._hooks:
+            # Asked for again, because somebody has taken their place.
+            self._place()
             return
         # It would put its own callbacks over ours if it were first imported later.
         with contextlib.suppress(Exception):  # it raises a bare one where there is no master

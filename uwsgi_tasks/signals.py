@@ -35,7 +35,8 @@ class SignalTask(ABC, Generic[P, R]):
     Calling it starts it, once for the whole server; ``func`` is the plain function.
     """
 
-    settings: ClassVar[tuple[str, ...]]
+    defaults: ClassVar[dict[str, Any]]
+    """When it fires, if nothing else is said."""
 
     def __init__(
         self, func: Callable[P, R], server: Server, absent: Callable[[], None], **setup: Any
@@ -52,7 +53,7 @@ class SignalTask(ABC, Generic[P, R]):
         self._file.truncate(_UNTIL.size)
         self._until = mmap.mmap(self._file.fileno(), _UNTIL.size)
         self._setup: dict[str, Any] = {"target": None, "signal": None}
-        self._setup.update(dict.fromkeys(self.settings))
+        self._setup.update(self.defaults)
         self.add_setup(**setup)
         self._register()
 
@@ -156,7 +157,7 @@ class SignalTask(ABC, Generic[P, R]):
 class Timer(SignalTask[P, R]):
     """Fires each *seconds*, for ever or *iterations* times."""
 
-    settings = ("seconds", "iterations")
+    defaults: ClassVar[dict[str, Any]] = {"seconds": None, "iterations": None}
 
     def check(self, setup: dict[str, Any]) -> None:
         """Refuse what uWSGI would take, and never fire."""
@@ -203,7 +204,7 @@ _RANGES = {
 class Cron(SignalTask[P, R]):
     """Fires when the time of day agrees; -1 stands for any, -N for every N."""
 
-    settings = tuple(_RANGES)
+    defaults: ClassVar[dict[str, Any]] = dict.fromkeys(_RANGES, -1)
 
     def check(self, setup: dict[str, Any]) -> None:
         """Refuse what would never come."""

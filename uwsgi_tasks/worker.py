@@ -17,9 +17,8 @@ from types import CoroutineType
 from typing import Any
 
 from uwsgi_tasks import codec
-from uwsgi_tasks.current import CurrentTask, enter, leave
+from uwsgi_tasks.current import CurrentTask, Surroundings, alone, current_task
 from uwsgi_tasks.errors import DecodeError, NotKept, RetryTaskException, TaskNotFound, TasksError
-from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, Job, Result, State
 from uwsgi_tasks.task import Options, Task
 from uwsgi_tasks.times import seconds
@@ -107,22 +106,20 @@ def _failed(job: Job, options: Options, error: BaseException, now: float) -> Ver
 class Worker:
     """Runs jobs for one executor.
 
-    *find* returns the task of a name or raises TaskNotFound, *follow* submits what a running job
-    asks for, *bury* keeps dead letters. *alone* says that this process runs one job at a time.
+    *find* returns the task of a name or raises TaskNotFound; *tasks* holds those that it has
+    found already. *bury* keeps dead letters.
     """
 
     def __init__(
         self,
         *,
-        executor: str,
+        surroundings: Surroundings,
+        tasks: Mapping[str, Task[..., Any]],
         find: Callable[[str], Task[..., Any]],
-        follow: Callable[[Job], JobHandle],
         bury: Bury,
-        alone: bool,
     ) -> None:
-        self._executor = executor
-        self._find, self._follow, self._bury = find, follow, bury
-        self._alone = alone
+        self._surroundings = surroundings
+        self._tasks, self._find, self._bury = tasks, find, bury
 
     # ---- what an executor calls -------------------------------------------------------------
 
@@ -135,24 +132,39 @@ class Worker:
             return ()
 
     def run(self, job: Job) -> Job | None:
-        """Make one attempt; return the job to submit next, if any. Raises NotKept."""
+        """Make one attempt, the only one in this process; return the next job, if any.
+
+        The working directory is the job's when this returns. Raises NotKept.
+        """
+        task = self._tasks.get(job.task)
+        if task is None:
+            try:
+                task = self._find(job.task)
+            except TaskNotFound as missing:
+                self._lay_out(job, missing, "")
+                return None
+        current = alone.task = CurrentTask(job, self._surroundings)
         try:
-            task = self._find(job.task)
-        except TaskNotFound as missing:
-            self._lay_out(job, missing, "")
-            return None
-        current = CurrentTask(job, self._executor, self._follow)
-        value, error = self._attempt(task, job, current)
+            if job.working_dir is not None:
+                _change_directory(job, job.working_dir)
+            value, error = _attempt(task, job)
+        finally:
+            alone.task = None
+        # Nearly all of them, and each step costs.
         if error is None and not task.options.obeys_codes:
             return None
-        return self._settle(task, job, current, value, error).following
+        return self._settle(task, current.job, value, error).following
 
     def perform(self, job: Job) -> tuple[Result, Job | None]:
         """Make one attempt for a caller who waits; whatever it raises is in the result."""
         task = self._find(job.task)
-        current = CurrentTask(job, self._executor, self._follow)
-        value, error = self._attempt(task, job, current)
-        verdict = decide(current.changed(job), task.options, value, error, time.time())
+        current = CurrentTask(job, self._surroundings)
+        token = current_task.set(current)
+        try:
+            value, error = _attempt(task, job)
+        finally:
+            current_task.reset(token)
+        verdict = decide(current.job, task.options, value, error, time.time())
         if verdict.state is State.FAILED and error is None:
             error = TasksError(f"{job}: {verdict.reason}")
         result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
@@ -171,36 +183,9 @@ class Worker:
 
     # ---- the steps of an attempt ------------------------------------------------------------
 
-    def _attempt(
-        self, task: Task[..., Any], job: Job, current: CurrentTask
-    ) -> tuple[Any, BaseException | None]:
-        token = enter(current, alone=self._alone)
-        home = None
-        try:
-            if self._alone and job.working_dir is not None:
-                home = _change_directory(job)
-            value = task.func(*job.args, **job.kwargs)
-            if type(value) is CoroutineType:
-                value = _await(value)
-        # The attempt: whatever a task raises, sys.exit() included, is how it ended.
-        except BaseException as error:  # noqa: BLE001
-            return None, error
-        else:
-            return value, None
-        finally:
-            leave(token)
-            if home is not None:
-                os.chdir(home)
-
     def _settle(
-        self,
-        task: Task[..., Any],
-        job: Job,
-        current: CurrentTask,
-        value: object,
-        error: BaseException | None,
+        self, task: Task[..., Any], job: Job, value: object, error: BaseException | None
     ) -> Verdict:
-        job = current.changed(job)
         try:
             verdict = decide(job, task.options, value, error, time.time())
         except TasksError as fault:  # such as RetryTaskException(timeout="soon")
@@ -237,7 +222,10 @@ class Worker:
             "error": f"{type(error).__name__}: {error}",
             "traceback": trace,
         }
-        path = self._keep(variables, codec.encode((job,)))
+        # Whoever puts it back wants it to be tried as often as it was.
+        count = None if job.retry_count is None else job.retry_count + job.attempt - 1
+        fresh = job._replace(attempt=1, at=None, retry_count=count)
+        path = self._keep(variables, codec.encode((fresh,)))
         log.error(
             "%s failed in attempt %d: %s; it is kept in %s%s",
             job,
@@ -254,17 +242,23 @@ class Worker:
             raise NotKept(f"{variables.get('id', '')}: no dead letter could be written") from error
 
 
-def _change_directory(job: Job) -> str | None:
-    """Go where the caller was; return where we came from, or None if that is not there."""
-    home = os.getcwd()
-    if home == job.working_dir:
-        return None
+def _attempt(task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]:
     try:
-        os.chdir(job.working_dir or home)
+        value = task.func(*job.args, **job.kwargs)
+        if type(value) is CoroutineType:
+            value = _await(value)
+    # The attempt: whatever a task raises, sys.exit() included, is how it ended.
+    except BaseException as error:  # noqa: BLE001
+        return None, error
+    return value, None
+
+
+def _change_directory(job: Job, path: str) -> None:
+    """Go where the caller was; a directory that is gone is no reason to lose the job."""
+    try:
+        os.chdir(path)
     except OSError as error:
-        log.warning("%s: working_dir %s: %s; it runs in %s", job, job.working_dir, error, home)
-        return None
-    return home
+        log.warning("%s: working_dir %s: %s; it runs in %s", job, path, error, os.getcwd())
 
 
 class _Loop:

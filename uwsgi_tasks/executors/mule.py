@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -65,8 +66,12 @@ class MuleExecutor(Executor):
             if message[:3] != codec.MAGIC:
                 self._foreign(message, theirs)
                 return
-            for job in self._receiver.decode(message):
-                self._run(job)
+            home = os.getcwd()
+            try:
+                for job in self._receiver.decode(message):
+                    self._run(job)
+            finally:
+                os.chdir(home)
         # uWSGI would print it and go on; nobody else can still keep what is in the message.
         except Exception:
             log.critical("a message of %d bytes is lost", len(message), exc_info=True)

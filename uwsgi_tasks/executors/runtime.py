@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import ClassVar
 
 from uwsgi_tasks import codec
-from uwsgi_tasks.executors import Executor, Options
+from uwsgi_tasks.executors import Executor
 from uwsgi_tasks.model import Job, Result
 
 _following: ContextVar[deque[Job] | None] = ContextVar("following", default=None)
@@ -23,9 +23,6 @@ class RuntimeExecutor(Executor):
     def ready(self) -> bool:
         """Always."""
         return True
-
-    def check(self, options: Options) -> None:
-        """Refuse nothing: there is no later, and no order, where the call waits for the end."""
 
     def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
         """Run all of *jobs*, and what they ask for; return how the last attempt of each ended."""

@@ -7,10 +7,10 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from uwsgi_tasks import codec, spool
 from uwsgi_tasks.errors import ConfigurationError, DecodeError, InvalidTask, SubmitError
@@ -63,6 +63,10 @@ class SpoolerExecutor(Executor):
     """The place that this process serves, if it is a spooler."""
     _pid = 0
     _nice = False
+    _shared = False
+    """Do other processes serve the same directory?"""
+    _condemned: str | None = None
+    """The file that killed its process too often, if uWSGI hands us just that one."""
     _unknown_since: float | None = None
 
     def __init__(self, *args: Any) -> None:
@@ -113,9 +117,9 @@ class SpoolerExecutor(Executor):
         place = self._places.get(job.spooler) or self._find_place(job.spooler)
         if job.at is not None and job.at > time.time():
             place.files.write_later(payload, job.at, job.priority)
-            self._wake(place)
             return ()
-        if self._server.present:
+        inside = self._server.present
+        if inside:
             directory = None if job.spooler is None else str(place.files.path)
             self._server.spool(payload, directory, job.priority)
         else:
@@ -126,7 +130,10 @@ class SpoolerExecutor(Executor):
                     "configuration of the uWSGI that serves this directory"
                 )
             place.files.write(payload, job.priority)
-        self._wake(place)
+        if self._mark is not None and place.files.path == self._home.files.path:
+            self._mark.wake()
+        if not place.peers.wake(resting=not inside):
+            self._complain()
         return ()
 
     def _find_place(self, spooler: str | None) -> _Place:
@@ -146,14 +153,10 @@ class SpoolerExecutor(Executor):
             raise SubmitError(str(error)) from error
         return place
 
-    def _wake(self, place: _Place) -> None:
-        if self._mark is not None and place.files.path == self._home.files.path:
-            self._mark.wake()
-        elif not place.peers.wake() and self._server.role in {"worker", "mule"}:
-            self._complain()
-
     def _complain(self) -> None:
         """Say once that no spooler process has our callbacks: the jobs wait, and are not lost."""
+        if self._server.role not in {"worker", "mule"}:
+            return
         if self._unknown_since is None:
             self._unknown_since = time.monotonic()
         elif 0 < self._unknown_since < time.monotonic() - _GRACE:
@@ -180,7 +183,11 @@ class SpoolerExecutor(Executor):
         files, settings = self._home.files, self._settings()
         running = files.path / "running"
         for dead in bereave(running):
-            if dead.running is not None and dead.running != current:
+            if dead.running == current and current is not None:
+                # The hook that runs before any file was taken from us.
+                if self._count_crash(current) >= settings.crash_limit:
+                    self._condemned = current
+            elif dead.running is not None:
                 self._settle_crash(dead, dead.running)
         files.tidy(ordered=self._server.spooler_ordered)
         for sidecar in (*running.glob("*.crashes"), *running.glob("*.done")):
@@ -188,6 +195,7 @@ class SpoolerExecutor(Executor):
                 sidecar.unlink(missing_ok=True)
         self._mark = Mark(running, self._server.incarnation, ordered=self._server.spooler_ordered)
         self._nice = not settings.renice
+        self._shared = self._server.spooler_processes(str(files.path)) > 1
         if settings.spooler_frequency is not None:
             self._server.set_spooler_frequency(settings.spooler_frequency)
 
@@ -209,7 +217,9 @@ class SpoolerExecutor(Executor):
                 return theirs(env) if theirs else SPOOL_OK
             if not self._nice:
                 self._renice()
-            self._put_off(name, _LEASE)
+            if self._shared:
+                # If we die, another process would take it before the crash is counted.
+                self._put_off(name, _LEASE)
             mark.begin(name)
             try:
                 self._run(name, payload, env)
@@ -233,7 +243,9 @@ class SpoolerExecutor(Executor):
         return False
 
     def _run(self, name: str, payload: bytes, env: dict[Any, Any]) -> None:
-        if payload[:3] != codec.MAGIC:
+        if name == self._condemned:
+            self._receiver.reject(payload, "its process died too often while it ran")
+        elif payload[:3] != codec.MAGIC:
             self._run_foreign(name, env)
         elif codec.is_batch(payload):
             self._run_batch(name, payload)
@@ -250,12 +262,12 @@ class SpoolerExecutor(Executor):
     def _run_batch(self, name: str, payload: bytes) -> None:
         jobs = self._receiver.decode(payload)
         progress = Progress(self._home.files.path / "running", name)
-        run = self._receiver.run
-        for index in range(progress.done, len(jobs)):
-            following = run(jobs[index])
+        done, run, note = progress.done, self._receiver.run, progress.note
+        for count, job in enumerate(jobs[done:], done + 1):
+            following = run(job)
             if following is not None:
                 self.submit((following,))
-            progress.done = index + 1
+            note(count)
         progress.forget()
 
     def _run_foreign(self, name: str, env: dict[Any, Any]) -> None:
@@ -282,10 +294,11 @@ class SpoolerExecutor(Executor):
         if self._home.files.move_in(time.time()):
             # This pass has read the directory already.
             self._server.wake_this_spooler()
-            self._home.peers.wake()
+            self._home.peers.wake(resting=True)
         return SPOOL_RETRY
 
     def _put_off(self, name: str, seconds: float) -> None:
+        """Have uWSGI pass the file over for so long."""
         due = time.time() + seconds
         try:
             os.utime(name, (due, due))
@@ -315,14 +328,15 @@ class SpoolerExecutor(Executor):
             return
         # A newcomer must start, whatever is wrong with one file; that one keeps its lease.
         try:
-            with _locked(path) as free:
+            with _locked(path) as file:
                 # If somebody runs it already, a crash of theirs leaves a mark of its own.
-                if free:
-                    self._judge_crash(dead, path, name)
+                if file is not None:
+                    self._judge_crash(dead, path, file)
         except Exception:
             log.exception("%s: its process died, and that could not be counted", name)
 
-    def _judge_crash(self, dead: Dead, path: Path, name: str) -> None:
+    def _judge_crash(self, dead: Dead, path: Path, file: BinaryIO) -> None:
+        name = path.name
         if dead.incarnation != self._server.incarnation:
             # The whole server was stopped, reloaded or killed: not the job's doing.
             os.utime(path)
@@ -334,7 +348,7 @@ class SpoolerExecutor(Executor):
             due = time.time() + _BACK_OFF * 2 ** (crashes - 1)
             os.utime(path, (due, due))
             return
-        self._bury_crashed(path, name, crashes)
+        self._bury_crashed(path, file.read(), crashes)
         self._crashes(name).unlink(missing_ok=True)
 
     def _crashes(self, name: str) -> Path:
@@ -346,9 +360,9 @@ class SpoolerExecutor(Executor):
         file.write_text(str(crashes))
         return crashes
 
-    def _bury_crashed(self, path: Path, name: str, crashes: int) -> None:
+    def _bury_crashed(self, path: Path, content: bytes, crashes: int) -> None:
         reason = f"its process died {crashes} times while it ran"
-        variables, body = spool.unpack(path.read_bytes())
+        variables, body = spool.unpack(content)
         try:
             jobs = codec.decode(body)
         except DecodeError:
@@ -356,10 +370,10 @@ class SpoolerExecutor(Executor):
             path.unlink()
             return
         # Of many calls, the one that was running goes; the others are still to be done.
-        progress = Progress(self._home.files.path / "running", name)
+        progress = Progress(self._home.files.path / "running", path.name)
         if progress.done < len(jobs):
             self._receiver.bury(jobs[progress.done], reason)
-            progress.done += 1
+            progress.note(progress.done + 1)
         if progress.done < len(jobs):
             os.utime(path)
         else:
@@ -368,15 +382,18 @@ class SpoolerExecutor(Executor):
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Any:
-    """Hold the lock that uWSGI takes to run a file; False if somebody else has it."""
+def _locked(path: Path) -> Iterator[BinaryIO | None]:
+    """Hold the lock that uWSGI takes to run a file; None if somebody else has it.
+
+    The file must not be opened a second time meanwhile: closing that would drop the lock.
+    """
     with path.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            yield False
+            yield None
             return
-        yield True
+        yield file
 
 
 def _real(path: str) -> str:

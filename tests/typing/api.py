@@ -1,0 +1,132 @@
+"""The public names as a user would write them; mypy reads this file, nobody runs it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import ParamSpec, TypeVar, assert_type
+
+from uwsgi_tasks import (
+    SPOOL_IGNORE,
+    SPOOL_OK,
+    SPOOL_RETRY,
+    Job,
+    JobHandle,
+    Retry,
+    RetryTaskException,
+    State,
+    Task,
+    TaskExecutor,
+    configure,
+    cron,
+    cron_lazy,
+    django_setup,
+    get_current_task,
+    set_uwsgi_callbacks,
+    task,
+    timer,
+    timer_lazy,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+configure(crash_limit=5, spooler_dir="/srv/site/spool", spooler_frequency=None)
+set_uwsgi_callbacks()
+django_setup()
+django_setup("site.settings")
+
+
+@task
+def bare(user_id: int, *, polite: bool = True) -> str:
+    return f"{user_id} {polite}"
+
+
+@task(executor=TaskExecutor.SPOOLER, retry=Retry(attempts=5, delay=timedelta(seconds=2), backoff=2))
+def with_options(path: str) -> int:
+    return len(path)
+
+
+@task(executor="mule", mule="farm")
+async def coroutine(seconds: float) -> None:
+    assert seconds >= 0
+
+
+def logged(func: Callable[P, R]) -> Callable[P, R]:
+    @wraps(func)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        return func(*args, **kwargs)
+
+    return inner
+
+
+@task(spooler_return=True, retry_count=3, retry_timeout=timedelta(days=1))
+@logged
+def decorated(count: int) -> int:
+    if count > 1:
+        raise RetryTaskException(count=2, timeout=timedelta(seconds=5))
+    return {0: SPOOL_OK, 1: SPOOL_RETRY}.get(count, SPOOL_IGNORE)
+
+
+@task(at=timedelta(seconds=10), priority=3, spooler="/srv/site/spool", working_dir=None)
+def introspecting() -> JobHandle | None:
+    current = get_current_task()
+    if current is None:
+        return None
+    current.buffer.setdefault("seen", []).append(current.args)
+    current.at = timedelta(seconds=20)
+    current.retry_count = 2
+    current.retry_timeout = 5
+    return current(*current.args, **current.kwargs)
+
+
+handle = bare(42, polite=False)
+assert_type(handle, JobHandle)
+assert_type(handle.id, str)
+assert_type(handle.state, State)
+
+assert_type(bare.func(1, polite=True), str)
+assert_type(with_options.using(at=datetime.now(UTC))("x"), JobHandle)
+assert_type(with_options.map(["a", "b"]), list[JobHandle])
+assert_type(decorated(1), JobHandle)
+coroutine(0.5)
+introspecting()
+
+bare("42")  # type: ignore[arg-type]
+bare(42, rude=True)  # type: ignore[call-arg]
+bare()  # type: ignore[call-arg]
+
+
+@timer(seconds=5, iterations=3, target="workers")
+def ticking(signal_number: int) -> None:
+    assert signal_number
+
+
+@timer_lazy(target="mule")
+def ticking_later(signal_number: int) -> None:
+    assert signal_number
+
+
+@cron(minute=-2, hour=4, day=-1, month=-1, dayweek=1)
+def at_four(signal_number: int) -> None:
+    assert signal_number
+
+
+@cron_lazy(minute=0)
+def later_at_four(signal_number: int) -> None:
+    assert signal_number
+
+
+ticking_later.add_setup(seconds=10, iterations=2)
+ticking_later()
+later_at_four()
+
+
+def shown(job: Job) -> str:
+    return f"{job} {job.id} {job.attempt}"
+
+
+def in_a_minute(given: Task[[str], int], path: str) -> JobHandle:
+    return given.using(at=timedelta(minutes=1))(path)
+
+
+in_a_minute(with_options, "x")
