@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -349,10 +348,11 @@ class App:
 
     def dead_letters(self) -> Path:
         """Return the folder of dead letters. Raises ConfigurationError."""
-        if self.server.present and self.server.role == "spooler":
-            return spool.SpoolDirectory(self.server.own_spooler()).dead
-        if self.server.spoolers:
-            return spool.SpoolDirectory(self.server.spoolers[0]).dead
+        spooler = self.executor(TaskExecutor.SPOOLER)
+        assert isinstance(spooler, SpoolerExecutor)  # noqa: S101  for the type checker
+        folder = spooler.dead_letters()
+        if folder is not None:
+            return folder
         if self.settings.dead_dir is not None:
             return Path(self.settings.dead_dir)
         return _private_folder() / "dead"
@@ -393,6 +393,8 @@ def _import_module_of(name: str) -> None:
 
 
 def _private_folder() -> Path:
+    import tempfile  # noqa: PLC0415  it imports every kind of compression
+
     path = Path(tempfile.gettempdir()) / f"uwsgi_tasks-{os.geteuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 from zlib import crc32
 
-from uwsgi_tasks.errors import DecodeError, SubmitError
+from uwsgi_tasks.errors import DecodeError, Unpicklable
 from uwsgi_tasks.model import Job
 
 MAGIC = b"uT\x01"
@@ -25,7 +25,7 @@ _HEAD = _HEADER.size
 def encode(jobs: Sequence[Job]) -> bytes:
     """Return *jobs*, which differ in id and args alone, as bytes.
 
-    Raises SubmitError that names what cannot be pickled.
+    Raises Unpicklable, which names what cannot be pickled.
     """
     # Plain tuples: named ones would carry the name of their class, and be twice as slow.
     kind = _SINGLE
@@ -81,7 +81,7 @@ def _job(fields: tuple[Any, ...]) -> Job:
     return job
 
 
-def _unpicklable(jobs: Sequence[Job], cause: Exception) -> SubmitError:
+def _unpicklable(jobs: Sequence[Job], cause: Exception) -> Unpicklable:
     first = jobs[0]
     parts = [(f"argument {name!r}", value) for name, value in first.kwargs.items()]
     parts.append(("the buffer", first.buffer))
@@ -91,11 +91,11 @@ def _unpicklable(jobs: Sequence[Job], cause: Exception) -> SubmitError:
         try:
             pickle.dumps(value, 5)
         except Exception as error:  # noqa: BLE001  __reduce__ may raise anything
-            return SubmitError(
+            return Unpicklable(
                 f"{first.task}: {name}, {_kind(value)}, cannot be pickled ({error}); "
                 "pass what it is made of, such as a primary key or a path"
             )
-    return SubmitError(f"{first.task}: its arguments cannot be pickled ({cause})")
+    return Unpicklable(f"{first.task}: its arguments cannot be pickled ({cause})")
 
 
 def _kind(value: object) -> str:
@@ -132,6 +132,7 @@ def decode_legacy(env: dict[Any, Any], id: str) -> Job:  # noqa: A002  it is the
         else:
             args, kwargs = load(env[b"args"]), load(env[b"kwargs"])
         wait, at = setup.get("retry_timeout"), setup.get("at")
+        count = setup.get("retry_count")
         return Job(
             id=id,
             task=env[b"function_name"].decode(),
@@ -139,7 +140,7 @@ def decode_legacy(env: dict[Any, Any], id: str) -> Job:  # noqa: A002  it is the
             kwargs=dict(kwargs),
             delay=at.total_seconds() if isinstance(at, timedelta) else None,
             working_dir=setup.get("working_dir"),
-            retry_count=setup.get("retry_count"),
+            retry_count=None if count is None else int(count),
             retry_timeout=None if wait is None else float(wait),
             buffer=dict(setup.get("buffer") or {}),
         )

@@ -25,6 +25,10 @@ class SubmitError(TasksError):
     """The job was not submitted; nothing was taken."""
 
 
+class Unpicklable(SubmitError):
+    """What a job carries cannot be pickled."""
+
+
 class ResultNotKept(TasksError):
     """Nobody keeps the result of this job: it ran, or will run, in another process."""
 
@@ -50,8 +54,15 @@ class RetryTaskException(Exception):
 
     def __init__(self, count: int | None = None, timeout: float | timedelta | None = None) -> None:
         super().__init__(count, timeout)
+        if not (count is None or isinstance(count, int)):
+            raise TypeError(f"RetryTaskException(count=) takes a whole number, not {count!r}")
+        if not (timeout is None or isinstance(timeout, (int, float, timedelta))):
+            raise TypeError(f"RetryTaskException(timeout=) takes seconds, not {timeout!r}")
+        wait = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        if not 0 <= (wait or 0) < float("inf"):
+            raise ValueError(f"RetryTaskException(timeout=) is negative or endless: {timeout!r}")
         self.count = count
-        self.timeout = timeout
+        self.timeout = wait
 
     def __str__(self) -> str:
         return f"another attempt was asked for (count={self.count}, timeout={self.timeout})"

@@ -110,7 +110,7 @@ class Server:
     def own_spooler(self) -> str:
         """Return the directory that this spooler process serves."""
         directories = [os.fsdecode(name) for name in self._uwsgi.spoolers]
-        # Each call leaks a few bytes (unbit/uwsgi#2703): it is made once a process.
+        # Each call leaks a few bytes (unbit/uwsgi#2703); it is made once a process.
         return directories[list(self._uwsgi.spooler_pids()).index(os.getpid())]
 
     def spooler_processes(self, directory: str) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import mmap
+import os
 import struct
 import threading
 import time
@@ -13,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import update_wrapper
-from tempfile import TemporaryFile
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from uwsgi_tasks.errors import InvalidTask
@@ -27,6 +27,15 @@ R = TypeVar("R")
 _UNTIL = struct.Struct("<d")
 _FOREVER = float("inf")
 _lock = threading.Lock()
+
+
+def _shared_file() -> int:
+    """Return a file without a name, that lives as long as somebody has it open."""
+    import tempfile  # noqa: PLC0415  it imports every kind of compression
+
+    with tempfile.TemporaryFile() as file:
+        file.truncate(_UNTIL.size)
+        return os.dup(file.fileno())
 
 
 class SignalTask(ABC, Generic[P, R]):
@@ -49,9 +58,8 @@ class SignalTask(ABC, Generic[P, R]):
         self._server, self._absent = server, absent
         self._number: int | None = None
         # Shared with all processes that uWSGI forks: any of them may start it.
-        self._file = TemporaryFile()  # noqa: SIM115  open for as long as this object lives
-        self._file.truncate(_UNTIL.size)
-        self._until = mmap.mmap(self._file.fileno(), _UNTIL.size)
+        self._file = _shared_file()
+        self._until = mmap.mmap(self._file, _UNTIL.size)
         self._setup: dict[str, Any] = {"target": None, "signal": None}
         self._setup.update(self.defaults)
         self.add_setup(**setup)

@@ -7,8 +7,6 @@ import fcntl
 import logging
 import math
 import os
-import secrets
-import socket
 import stat
 import struct
 import time
@@ -274,8 +272,8 @@ def _new_name() -> str:
     # As uWSGI names its own: sorted by version, those of one process keep their order.
     moment = time.time_ns() // 1000
     return (
-        f"{PREFIX}{socket.gethostname()}_{os.getpid()}_{next(_numbers)}_"
-        f"{secrets.randbits(31)}_{moment // 1_000_000}_{moment % 1_000_000}"
+        f"{PREFIX}{os.uname().nodename}_{os.getpid()}_{next(_numbers)}_"
+        f"{int.from_bytes(os.urandom(3))}_{moment // 1_000_000}_{moment % 1_000_000}"
     )
 
 

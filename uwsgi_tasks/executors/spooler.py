@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from uwsgi_tasks import codec, spool
-from uwsgi_tasks.errors import ConfigurationError, DecodeError, InvalidTask, SubmitError
+from uwsgi_tasks.errors import (
+    ConfigurationError,
+    DecodeError,
+    InvalidTask,
+    SubmitError,
+    Unpicklable,
+)
 from uwsgi_tasks.executors import Executor, Options
 from uwsgi_tasks.marks import Dead, Mark, Peers, Progress, bereave
 from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result
@@ -102,6 +108,13 @@ class SpoolerExecutor(Executor):
                 f"spooler={options.spooler!r}: this uWSGI serves {', '.join(spoolers)}; "
                 f"add 'spooler = {options.spooler}' to its configuration"
             )
+
+    def dead_letters(self) -> Path | None:
+        """Return the folder for what finally failed here; None where there is no spooler."""
+        if self._pid == os.getpid():
+            return self._home.files.dead
+        spoolers = self._server.spoolers
+        return spool.SpoolDirectory(spoolers[0]).dead if spoolers else None
 
     def check_directories(self) -> None:
         """Raise ConfigurationError if what lies in a spooler's directory cannot be trusted."""
@@ -214,7 +227,7 @@ class SpoolerExecutor(Executor):
                 return self._move_in()
             payload = env.get("body", b"")
             if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
-                return theirs(env) if theirs else SPOOL_OK
+                return theirs(env)  # type: ignore[misc]  # then there is one
             if not self._nice:
                 self._renice()
             if self._shared:
@@ -256,8 +269,14 @@ class SpoolerExecutor(Executor):
     def _attempt(self, job: Job) -> None:
         following = self._receiver.run(job)
         if following is not None:
-            # Before this one is acknowledged: a crash in between runs it twice, and never not.
-            self.submit((following,))
+            self._follow_up(following)
+
+    def _follow_up(self, job: Job) -> None:
+        # Before the last attempt is acknowledged: a crash in between runs it twice, never not.
+        try:
+            self.submit((job,))
+        except Unpicklable as error:
+            self._receiver.bury(job, str(error))
 
     def _run_batch(self, name: str, payload: bytes) -> None:
         jobs = self._receiver.decode(payload)
@@ -266,7 +285,7 @@ class SpoolerExecutor(Executor):
         for count, job in enumerate(jobs[done:], done + 1):
             following = run(job)
             if following is not None:
-                self.submit((following,))
+                self._follow_up(following)
             note(count)
         progress.forget()
 
