@@ -17,6 +17,7 @@ _SIZE = 1024
 _RUNNING, _WOKEN, _LENGTH, _NAME = 0, 1, 2, 4
 _INCARNATION, _END = 512, 600
 _ORDERED = 700
+_STANDARD = 2
 _COUNT = struct.Struct("<Q")
 _REFRESH = 1.0
 """Seconds for which the list of the living is believed."""
@@ -61,7 +62,19 @@ class Mark:
         return False
 
 
+def _fill_standard_streams() -> None:
+    """Keep our files away from the numbers of standard input and output.
+
+    uWSGI opens /dev/null over number 0 in each spooler after its fork; if a file of ours had that
+    number, as it may where the server was started without an input, its lock would go.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= _STANDARD:
+        pass
+    os.close(handle)
+
+
 def _own_file(path: Path) -> int:
+    _fill_standard_streams()
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.ftruncate(handle, _SIZE)
@@ -118,8 +131,10 @@ def _files(folder: Path) -> list[Path]:
 class Peers:
     """The living spooler processes of a directory, as those who submit to it see them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, expected: float = float("inf")) -> None:
         self._folder = folder
+        self._expected = expected
+        """How many there should be; as long as there are fewer, each call looks for newcomers."""
         self._maps: dict[Path, mmap.mmap] = {}
         self._read_at = float("-inf")
 
@@ -131,8 +146,9 @@ class Peers:
         file, it has done that itself, and only forgets the busy ones. The present process is left
         out: it has its `Mark`.
         """
-        if time.monotonic() - self._read_at > _REFRESH:
-            self._refresh()
+        old = time.monotonic() - self._read_at > _REFRESH
+        if old or len(self._maps) < self._expected:
+            self._refresh(believe=not old)
         for path, memory in self._maps.items():
             # A note that is there already came from somebody who saw to the rest, below.
             if resting or not memory[_WOKEN]:
@@ -146,16 +162,21 @@ class Peers:
 
     def ordered(self) -> bool | None:
         """Do they look into the folders of priorities? None if nobody is there to tell."""
-        self._refresh()
+        self._refresh(believe=False)
         for memory in self._maps.values():
             return bool(memory[_ORDERED])
         return None
 
-    def _refresh(self) -> None:
-        self._read_at = time.monotonic()
+    def _refresh(self, *, believe: bool) -> None:
+        """Look for newcomers; *believe* that those who are known still live."""
         known = self._maps
-        living = (path for path in _files(self._folder) if _lives(path))
-        maps = {path: known.get(path) or _mapped(path) for path in living}
+        if not believe:
+            self._read_at = time.monotonic()
+        maps = {
+            path: known.get(path) or _mapped(path)
+            for path in _files(self._folder)
+            if (believe and path in known) or _lives(path)
+        }
         # Replaced as a whole: another thread may be going through the old one.
         self._maps = {path: memory for path, memory in maps.items() if memory is not None}
 

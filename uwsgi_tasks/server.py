@@ -133,6 +133,11 @@ class Server:
                 f"or {directory or self.spoolers} not writable?"
             ) from error
 
+    @property
+    def spooler_frequency(self) -> int:
+        """Seconds between two looks into the directory, as the configuration says."""
+        return int(self._opt.get("spooler-frequency") or self._opt.get("spooler-freq") or 30)
+
     def set_spooler_frequency(self, seconds: int) -> None:
         """Let the spoolers look into their directory at least once in so many seconds."""
         if self.spoolers:

@@ -88,7 +88,9 @@ def _write(folder: Path, name: str, content: bytes) -> None:
             _write_private(temporary, content)
         except FileNotFoundError:
             # The mover takes away folders that it has emptied, at any moment.
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # One after the other: as a parent, the first would be open to all.
+            for each in (folder.parent, folder):
+                each.mkdir(mode=0o700, exist_ok=True)
             _write_private(temporary, content)
         temporary.rename(folder / name)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
@@ -148,6 +149,8 @@ class Worker:
                 return None
         current = alone.task = CurrentTask(job, self._surroundings)
         try:
+            if "django.db" in sys.modules:
+                _renew_connections()
             if job.working_dir is not None:
                 _change_directory(job, job.working_dir)
             value, error = _attempt(task, job)
@@ -260,6 +263,17 @@ def _attempt(task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]
     except BaseException as error:  # noqa: BLE001
         return None, error
     return value, None
+
+
+def _renew_connections() -> None:
+    """Close Django's connections that are broken or too old, as each request does.
+
+    Nothing else does so in a spooler or mule, where one that the database has closed would fail
+    every job from then on.
+    """
+    apps = sys.modules.get("django.apps")
+    if apps is not None and apps.apps.ready:
+        sys.modules["django.db"].close_old_connections()
 
 
 def _change_directory(job: Job, path: str) -> None:

@@ -46,10 +46,10 @@ class _Place:
     peers: Peers
 
     @classmethod
-    def at(cls, path: str) -> _Place:
+    def at(cls, path: str, processes: float = float("inf")) -> _Place:
         files = spool.SpoolDirectory(path)
         files.check()
-        return cls(files, Peers(files.path / "running"))
+        return cls(files, Peers(files.path / "running", processes))
 
 
 class SpoolerExecutor(Executor):
@@ -143,25 +143,32 @@ class SpoolerExecutor(Executor):
                     "configuration of the uWSGI that serves this directory"
                 )
             place.files.write(payload, job.priority)
-        if self._mark is not None and place.files.path == self._home.files.path:
+        if self._mark is not None and place is self._home:
             self._mark.wake()
-        if not place.peers.wake(resting=not inside):
+        if place.peers.wake(resting=not inside):
+            self._unknown_since = None
+        else:
             self._complain()
         return ()
 
     def _find_place(self, spooler: str | None) -> _Place:
+        processes = float("inf")
         if self._server.present:
             known = self._server.spoolers
             path = known[0] if spooler is None else _real(spooler)
             if path not in known:
                 raise SubmitError(f"spooler={spooler!r}: this uWSGI serves {', '.join(known)}")
+            processes = self._server.spooler_processes(path)
         else:
             directory = spooler or self._settings().spooler_dir
             if directory is None:
                 raise SubmitError("no spooler directory is known: set 'spooler_dir'")
             path = _real(directory)
+        if self._mark is not None and path == str(self._home.files.path):
+            self._places[spooler] = self._home
+            return self._home
         try:
-            place = self._places[spooler] = _Place.at(path)
+            place = self._places[spooler] = _Place.at(path, processes)
         except ConfigurationError as error:
             raise SubmitError(str(error)) from error
         return place
@@ -172,8 +179,8 @@ class SpoolerExecutor(Executor):
             return
         if self._unknown_since is None:
             self._unknown_since = time.monotonic()
-        elif 0 < self._unknown_since < time.monotonic() - _GRACE:
-            self._unknown_since = -1
+        elif self._unknown_since < time.monotonic() - _GRACE:
+            self._unknown_since = float("inf")
             log.error(
                 "no spooler process has loaded uwsgi_tasks, so that what is submitted waits: "
                 "call set_uwsgi_callbacks() in a module that the server loads before it forks, "
@@ -182,17 +189,20 @@ class SpoolerExecutor(Executor):
 
     # ---- running ----------------------------------------------------------------------------
 
-    def start(self, current: str | None = None) -> None:
+    def start(self, current: str | None = None) -> Mark:
         """Take up work in a spooler process: count the crashes of the dead, and mend the rest.
 
         *current* is the file that uWSGI has just handed to this process, if any. It must not be
         opened: closing it would drop uWSGI's lock.
         """
-        if self._pid == os.getpid():
-            return
+        if self._pid == os.getpid() and self._mark is not None:
+            return self._mark
         self._pid = os.getpid()
+        directory = self._server.own_spooler()
+        others = self._server.spooler_processes(directory) - 1
+        self._home = _Place.at(directory, others)
+        # Those that were made before the fork count this process among the others.
         self._places.clear()
-        self._home = _Place.at(self._server.own_spooler())
         files, settings = self._home.files, self._settings()
         running = files.path / "running"
         for dead in bereave(running):
@@ -208,9 +218,10 @@ class SpoolerExecutor(Executor):
                 sidecar.unlink(missing_ok=True)
         self._mark = Mark(running, self._server.incarnation, ordered=self._server.spooler_ordered)
         self._nice = not settings.renice
-        self._shared = self._server.spooler_processes(str(files.path)) > 1
+        self._shared = others > 0
         if settings.spooler_frequency is not None:
             self._server.set_spooler_frequency(settings.spooler_frequency)
+        return self._mark
 
     def receive(self, env: dict[Any, Any], theirs: _Theirs) -> int:
         """Run what is in a spool file; uWSGI's hook.
@@ -218,16 +229,15 @@ class SpoolerExecutor(Executor):
         Always SPOOL_OK, except where the file must stay: uWSGI would run it at each pass.
         """
         name = os.fsdecode(env["spooler_task_name"])
-        if self._pid != os.getpid():
-            self.start(name)
-        mark = self._mark
-        assert mark is not None  # noqa: S101  for the type checker: start() has set it
         try:
+            mark = self._mark
+            if mark is None or self._pid != os.getpid():
+                mark = self.start(name)
             if name == spool.TICKET:
                 return self._move_in()
             payload = env.get("body", b"")
             if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
-                return theirs(env)  # type: ignore[misc]  # then there is one
+                return self._run_theirs(name, env, theirs)
             if not self._nice:
                 self._renice()
             if self._shared:
@@ -308,6 +318,15 @@ class SpoolerExecutor(Executor):
             if key not in {"spooler_task_name", "body"}
         }
         self._receiver.reject(env.get("body", b""), reason, variables)
+
+    def _run_theirs(self, name: str, env: dict[Any, Any], theirs: _Theirs) -> int:
+        """Run a file that is not ours, as if we were not here."""
+        assert theirs is not None  # noqa: S101  for the type checker: else it would be ours
+        code = theirs(env)
+        if code != SPOOL_OK:
+            # It runs again at the next pass, and the passes of this server were not so many.
+            self._put_off(name, self._server.spooler_frequency)
+        return code
 
     def _move_in(self) -> int:
         if self._home.files.move_in(time.time()):
