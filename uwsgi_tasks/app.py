@@ -9,9 +9,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
+from weakref import WeakSet
 
 from uwsgi_tasks import settings as settings_module
 from uwsgi_tasks import spool
@@ -22,6 +22,7 @@ from uwsgi_tasks.executors.mule import MuleExecutor
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import Job, Result, TaskExecutor, new_id
+from uwsgi_tasks.registry import Registry
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.signals import Cron, Timer
@@ -33,6 +34,12 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_UNREACHABLE = (
+    "it cannot be imported by the process that shall run it: declare it at the top level of a "
+    "module that can be imported, or use executor=TaskExecutor.RUNTIME; name= is for a function "
+    "that the spoolers and mules have declared under that name"
+)
+_apps: WeakSet[App] = WeakSet()
 _AUTO = (TaskExecutor.SPOOLER, TaskExecutor.MULE)
 """What AUTO tries, in this order, before it runs a job at once."""
 
@@ -46,12 +53,13 @@ class App:
 
     def __init__(self, server: Server | None = None, **overrides: Any) -> None:
         self.server = server or Server()
-        self.tasks: dict[str, Task[..., Any]] = {}
+        self.tasks = Registry()
         self._overrides = overrides
         self._settings: Settings | None = None
         self._executors: dict[str, Executor] = {}
         self._building = threading.RLock()
         self._warned: set[str] = set()
+        _apps.add(self)
 
     # ---- settings ---------------------------------------------------------------------------
 
@@ -90,42 +98,44 @@ class App:
         def declare(func: Callable[P, R]) -> Task[P, R]:
             self.set_uwsgi_callbacks()
             task = Task(func, chosen, self)
-            self._register(task)
+            self.tasks.declare(task)
             return task
 
         return declare if func is None else declare(func)
 
-    def _register(self, task: Task[..., Any]) -> None:
-        known = self.tasks.get(task.name)
-        # The same lines under two names of their module, or read again, are one task.
-        if known is not None and known.place != task.place:
-            raise InvalidTask(
-                f"two tasks are called {task.name}: give one of them another name with name="
-            )
-        self.tasks[task.name] = task
-        # Jobs of uwsgi_tasks 0.7 carry the module name that uWSGI makes up for a 'wsgi-file'.
-        self.tasks.setdefault(f"{task.func.__module__}.{task.func.__qualname__}", task)
-
     def check(self, task: Task[..., Any]) -> None:
         """Raise InvalidTask if no call of *task* could ever run as its options say."""
+        try:
+            self._check_places(task)
+            self._check_executor(task)
+        except InvalidTask as error:
+            raise InvalidTask(f"{task.name}: {error}") from None
+
+    @staticmethod
+    def _check_places(task: Task[..., Any]) -> None:
         given = task.options
-        for option, only in (("spooler", "spooler"), ("mule", "mule")):
-            if getattr(given, option) is not None and given.executor not in {"auto", only}:
-                raise InvalidTask(f"{task.name}: {option}= is for the {only}, not {given.executor}")
+        for option in (TaskExecutor.SPOOLER, TaskExecutor.MULE):
+            if getattr(given, option) is not None and given.executor not in {"auto", option}:
+                raise InvalidTask(f"{option}= is for the {option}, not for {given.executor}")
+
+    def _check_executor(self, task: Task[..., Any]) -> None:
+        given = task.options
         for executor in self._candidates(given.executor):
             if executor.travels:
                 self.server.require_master()
-                self._check_name(task)
+                # Where everything runs at once, as in a test or a shell, any function will do.
+                if self.server.present and not task.is_importable:
+                    raise InvalidTask(_UNREACHABLE)
             missing = executor.missing()
             if missing is None:
                 executor.check(given)
                 return
             if given.executor != TaskExecutor.AUTO:
-                raise InvalidTask(f"{task.name}: {missing}")
+                raise InvalidTask(missing)
         if self.server.present and (given.at is not None or given.priority is not None):
             raise InvalidTask(
-                f"{task.name}: at= and priority= need a spooler: add 'spooler = DIRECTORY' to the "
-                "configuration of this uWSGI"
+                "at= and priority= need a spooler: add 'spooler = DIRECTORY' to the configuration "
+                "of this uWSGI"
             )
 
     def _candidates(self, name: str) -> Iterator[Executor]:
@@ -133,12 +143,6 @@ class App:
             yield from (self.executor(each) for each in _AUTO)
         else:
             yield self.executor(name)
-
-    def _check_name(self, task: Task[..., Any]) -> None:
-        # Where everything runs at once, as in a test or a shell, any function will do.
-        if task.is_importable or not self.server.present:
-            return
-        raise InvalidTask(_unreachable(task))
 
     # ---- timers and crons -------------------------------------------------------------------
 
@@ -254,7 +258,7 @@ class App:
             if chosen.travels and not self.server.present and not chosen.ready():
                 chosen = self._at_once()
         if chosen is not None and chosen.travels and not task.is_importable:
-            raise InvalidTask(_unreachable(task))
+            raise InvalidTask(f"{task.name}: {_UNREACHABLE}")
         route = task.route = (current, chosen)
         return route
 
@@ -335,15 +339,16 @@ class App:
 
     def find(self, name: str) -> Task[..., Any]:
         """Return the task of this name, importing its module if need be. Raises TaskNotFound."""
-        found = self.tasks.get(name)
+        found = self.tasks.find(name)
         if found is None:
-            _import_module_of(name)
-            found = self.tasks.get(name)
+            # uWSGI hands all jobs to the app that was first; they may be another one's.
+            others = (app.tasks.get(name) for app in _apps if app.server.shares(self.server))
+            found = next((task for task in others if task is not None), None)
         if found is None:
             raise TaskNotFound(f"no task {name} is declared: was it renamed or removed?")
         return found
 
-    def _bury(self, variables: Mapping[str, str], body: bytes) -> Path:
+    def _bury(self, variables: Mapping[str, str | bytes], body: bytes) -> Path:
         return spool.bury(self.dead_letters(), variables, body)
 
     def dead_letters(self) -> Path:
@@ -362,34 +367,6 @@ def _handle(job: Job, result: Result) -> JobHandle:
     if result.error is not None:
         raise result.error
     return JobHandle(job.id, result)
-
-
-def _unreachable(task: Task[..., Any]) -> str:
-    return (
-        f"{task.name} cannot be imported by the process that shall run it: declare it at the "
-        "top level of a module that can be imported, or use executor=TaskExecutor.RUNTIME; "
-        "name= is for a function that the spoolers and mules have declared under that name"
-    )
-
-
-def _import_module_of(name: str) -> None:
-    """Import the longest beginning of *name* that is a module. Raises TaskNotFound."""
-    parts = name.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:length])
-        try:
-            import_module(module)
-        except ModuleNotFoundError as error:
-            # It is itself missing, or one of its parents: then it was not a module.
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise TaskNotFound(f"{name}: importing {module} failed: {error}") from error
-        # The user's module: anything may go wrong in it.
-        except Exception as error:
-            raise TaskNotFound(
-                f"{name}: importing {module} failed: {type(error).__name__}: {error}"
-            ) from error
-        else:
-            return
 
 
 def _private_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 from collections.abc import Sequence
@@ -10,13 +11,15 @@ from io import BytesIO
 from typing import Any
 from zlib import crc32
 
-from uwsgi_tasks.errors import DecodeError, Unpicklable
+from uwsgi_tasks.errors import DecodeError, Unpicklable, shown
 from uwsgi_tasks.model import Job
 
 MAGIC = b"uT\x01"
 """How every payload of ours begins; its last byte is the version."""
 
 _SINGLE, _BATCH = b"1", b"n"
+_SEEDS = {kind: crc32(kind) for kind in (_SINGLE, _BATCH)}
+"""Where the checksum begins: it covers the kind, too."""
 # uWSGI runs a spool file whose body was cut, so the body says how long it is and what is in it.
 _HEADER = struct.Struct("<3scQI")
 _HEAD = _HEADER.size
@@ -36,7 +39,7 @@ def encode(jobs: Sequence[Job]) -> bytes:
         payload = pickle.dumps(content, 5)
     except Exception as error:
         raise _unpicklable(jobs, error) from error
-    return _HEADER.pack(MAGIC, kind, len(payload), crc32(payload)) + payload
+    return _HEADER.pack(MAGIC, kind, len(payload), crc32(payload, _SEEDS[kind])) + payload
 
 
 def is_batch(payload: bytes) -> bool:
@@ -59,8 +62,21 @@ def decode(payload: bytes) -> Sequence[Job]:
     except DecodeError:
         raise
     # Unpickling runs the constructors of the arguments: anything may come out of it.
-    except Exception as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise DecodeError(shown(error)) from error
+
+
+def names(payload: bytes) -> dict[str, str]:
+    """Return the id and the task of the first job in *payload*, without unpickling anything."""
+    import pickletools  # noqa: PLC0415  for what has killed a process, and nothing else
+
+    found: list[str] = []
+    with contextlib.suppress(Exception):
+        for _, argument, _ in pickletools.genops(payload[_HEAD:]):
+            found += [argument] if isinstance(argument, str) else []
+            if len(found) == len(Job._fields[:2]):
+                break
+    return dict(zip(Job._fields, found, strict=False))
 
 
 def _opened(payload: bytes) -> tuple[bytes, bytes]:
@@ -69,7 +85,7 @@ def _opened(payload: bytes) -> tuple[bytes, bytes]:
     content = payload[_HEAD:]
     if magic != MAGIC:
         raise DecodeError("not written by this version of uwsgi_tasks")
-    if len(content) != length or crc32(content) != digest:
+    if kind not in _SEEDS or len(content) != length or crc32(content, _SEEDS[kind]) != digest:
         raise DecodeError(f"cut or altered: {len(content)} bytes where {length} were written")
     return kind, content
 
@@ -92,10 +108,10 @@ def _unpicklable(jobs: Sequence[Job], cause: Exception) -> Unpicklable:
             pickle.dumps(value, 5)
         except Exception as error:  # noqa: BLE001  __reduce__ may raise anything
             return Unpicklable(
-                f"{first.task}: {name}, {_kind(value)}, cannot be pickled ({error}); "
+                f"{first.task}: {name}, {_kind(value)}, cannot be pickled ({shown(error)}); "
                 "pass what it is made of, such as a primary key or a path"
             )
-    return Unpicklable(f"{first.task}: its arguments cannot be pickled ({cause})")
+    return Unpicklable(f"{first.task}: its arguments cannot be pickled ({shown(cause)})")
 
 
 def _kind(value: object) -> str:
@@ -140,9 +156,10 @@ def decode_legacy(env: dict[Any, Any], id: str) -> Job:  # noqa: A002  it is the
             kwargs=dict(kwargs),
             delay=at.total_seconds() if isinstance(at, timedelta) else None,
             working_dir=setup.get("working_dir"),
-            retry_count=None if count is None else int(count),
+            # It wrote 0 for a task without a number of runs.
+            retry_count=int(count) if count else None,
             retry_timeout=None if wait is None else float(wait),
             buffer=dict(setup.get("buffer") or {}),
         )
-    except Exception as error:
-        raise DecodeError(f"a file of uwsgi_tasks 0.7: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise DecodeError(f"a file of uwsgi_tasks 0.7: {shown(error)}") from error

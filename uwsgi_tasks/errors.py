@@ -45,6 +45,14 @@ class NotKept(TasksError):
     """The job is neither done nor kept elsewhere, so it must stay where it is."""
 
 
+def shown(error: BaseException) -> str:
+    """Return the type and the text of *error*, which may be anybody's and have none."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  __str__ may raise anything
+        return type(error).__name__
+
+
 class RetryTaskException(Exception):
     """Raise it inside a task to ask for another attempt.
 

@@ -18,7 +18,7 @@ _RUNNING, _WOKEN, _LENGTH, _NAME = 0, 1, 2, 4
 _INCARNATION, _END = 512, 600
 _ORDERED = 700
 _STANDARD = 2
-_COUNT = struct.Struct("<Q")
+_STATE = struct.Struct("<QB")
 _REFRESH = 1.0
 """Seconds for which the list of the living is believed."""
 
@@ -208,20 +208,31 @@ class Progress:
         self._path = folder / f"{name}.done"
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(handle, _COUNT.size)
-            self._map = mmap.mmap(handle, _COUNT.size)
+            os.ftruncate(handle, _STATE.size)
+            self._map = mmap.mmap(handle, _STATE.size)
         finally:
             os.close(handle)
 
     @property
     def done(self) -> int:
         """The number of calls that need not run again."""
-        count: int = _COUNT.unpack_from(self._map)[0]
+        count: int = _STATE.unpack_from(self._map)[0]
         return count
+
+    @property
+    def condemned(self) -> bool:
+        """Has the next one killed its process too often?"""
+        return bool(_STATE.unpack_from(self._map)[1])
+
+    def condemn(self) -> bool:
+        """Note that the next one shall not run; False if that was noted already."""
+        done, condemned = _STATE.unpack_from(self._map)
+        _STATE.pack_into(self._map, 0, done, 1)
+        return not condemned
 
     def note(self, count: int) -> None:
         """Note that so many are done."""
-        _COUNT.pack_into(self._map, 0, count)
+        _STATE.pack_into(self._map, 0, count, 0)
 
     def forget(self) -> None:
         """Take it away: all are done."""

@@ -32,7 +32,9 @@ class Retry:
             raise InvalidTask(f"Retry(attempts=) must be a whole number, not {self.attempts!r}")
         if self.attempts < 0:
             raise InvalidTask(f"Retry(attempts=) must be 0 (no limit) or more: {self.attempts}")
-        if not self.backoff >= 1:
+        if isinstance(self.backoff, bool) or not isinstance(self.backoff, (int, float)):
+            raise InvalidTask(f"Retry(backoff=) must be a number, not {self.backoff!r}")
+        if not 1 <= self.backoff < float("inf"):
             raise InvalidTask(f"Retry(backoff=) must be 1 or more, not {self.backoff!r}")
         for name in ("delay", "jitter", "max_delay"):
             value = getattr(self, name)

@@ -30,6 +30,7 @@ SpoolHook = Callable[[dict[Any, Any], Callable[..., Any] | None], int]
 MuleHook = Callable[[bytes, Callable[..., Any] | None], None]
 
 _MULES = 256
+_SIGNALS = 256
 _START = 10.0
 """Seconds that a server may take until its mules are there."""
 _TARGET = re.compile(
@@ -180,7 +181,7 @@ class Server:
         if not self._wait_for_mule(number):
             raise SubmitError(
                 f"there is no mule {number}: add 'mules = {number}' to the configuration of uWSGI"
-                if number and self.mule_started()
+                if number and (self.mule_started() or self.role == "master")
                 else "no mule has loaded uwsgi_tasks: declare the task in a module that uWSGI "
                 "loads before it forks; with lazy-apps, name that module in 'shared-import'"
             )
@@ -200,10 +201,13 @@ class Server:
     def _wait_for_mule(self, number: int) -> bool:
         """Is mule *number* (0: any of them) there? Wait for it while the server is starting."""
         while not self.mule_started(number):
+            if self.role == "master":
+                # It forks them after it has loaded the application; what it shows of its options
+                # are as many as there are at least.
+                return number <= int(self._opt.get("mules", 0)) + ("mule" in self._opt)
             starting = time.time() < self._uwsgi.started_on + _START
-            if not starting or number >= _MULES or self.role == "master":
-                # The master forks them after it has loaded the application.
-                return self.role == "master"
+            if not starting or number >= _MULES:
+                return False
             time.sleep(0.01)
         return True
 
@@ -236,8 +240,9 @@ class Server:
         """Have *handler* called in *target* for a signal; return its number. Raises InvalidTask."""
         if number is None:
             number = self._free_signal()
-        elif not 0 <= number <= 255:  # noqa: PLR2004  uWSGI keeps it in a byte, unchecked
-            raise InvalidTask(f"signal {number}: uWSGI numbers its signals from 0 to 255")
+        elif type(number) is not int or not 0 <= number < _SIGNALS:
+            # uWSGI keeps it in a byte, unchecked.
+            raise InvalidTask(f"signal {number!r}: uWSGI numbers its signals from 0 to 255")
         try:
             self._uwsgi.register_signal(number, target, handler)
         except ValueError as error:
@@ -245,7 +250,7 @@ class Server:
         return number
 
     def _free_signal(self) -> int:
-        for number in range(256):
+        for number in range(_SIGNALS):
             if not self._uwsgi.signal_registered(number):
                 return number
         raise InvalidTask(
@@ -291,6 +296,10 @@ class Server:
             theirs = getattr(self._uwsgi, name, None)
             if not getattr(theirs, "uwsgi_tasks", False):
                 setattr(self._uwsgi, name, _chained(ours, theirs))
+
+    def shares(self, other: Server) -> bool:
+        """Do both stand for the same uWSGI?"""
+        return self._uwsgi is other._uwsgi
 
     def _started(self, theirs: Callable[[], None] | None) -> None:
         """Note, after a fork, what this process is."""

@@ -20,9 +20,9 @@ class Settings:
 
     executor: str = "auto"
     """What AUTO means: ``auto`` (spooler, else mule, else at once) or an executor's name."""
-    spooler_dir: str | None = None
+    spooler_dir: str | Path | None = None
     """Outside uWSGI: the spooler directory of the server that shall run what is submitted."""
-    dead_dir: str | None = None
+    dead_dir: str | Path | None = None
     """Where dead letters go where there is no spooler; a private folder of the temporary one."""
     crash_limit: int = 3
     """Crashes of its process after which a job becomes a dead letter."""
@@ -45,7 +45,9 @@ class Settings:
                 raise ConfigurationError(f"{name} must be true or false")
         for name in ("spooler_dir", "dead_dir"):
             value = getattr(self, name)
-            if value is not None and not Path(value).is_absolute():
+            if value is not None and not (
+                isinstance(value, (str, Path)) and Path(value).is_absolute()
+            ):
                 raise ConfigurationError(f"{name} must be an absolute path, not {value!r}")
 
 

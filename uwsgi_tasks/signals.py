@@ -54,7 +54,10 @@ class SignalTask(ABC, Generic[P, R]):
             raise InvalidTask(f"a timer or cron decorates a function, not {func!r}")
         update_wrapper(self, func, updated=())
         self.func = func
-        self.name = f"{func.__module__}.{func.__qualname__}"
+        qualname = getattr(func, "__qualname__", None)
+        if qualname is None:
+            raise InvalidTask(f"{func!r} has no name of its own: wrap it in a function")
+        self.name = f"{func.__module__}.{qualname}"
         self._server, self._absent = server, absent
         self._number: int | None = None
         # Shared with all processes that uWSGI forks: any of them may start it.
@@ -175,7 +178,8 @@ class Timer(SignalTask[P, R]):
             seconds = setup["seconds"] = seconds.total_seconds()
         # timer_lazy may learn them later, from add_setup().
         if seconds is not None:
-            if isinstance(seconds, bool) or seconds != int(seconds) or seconds < 1:
+            number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+            if not number or not 1 <= seconds < _FOREVER or seconds != int(seconds):
                 raise InvalidTask(
                     f"{self.name}: uWSGI's timers count whole seconds from 1, not {seconds!r}"
                 )

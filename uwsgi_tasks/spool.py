@@ -7,6 +7,7 @@ import fcntl
 import logging
 import math
 import os
+import re
 import stat
 import struct
 import time
@@ -29,19 +30,21 @@ _LIMIT = 0xFFFF
 """uWSGI keeps every length in 16 bits."""
 _BUCKET = 64_000
 """Milliseconds of due times that share a folder: no listing grows with all that is waiting."""
+_TEXT = 16_000
+"""Bytes that one text in a dead letter may have."""
 _NEVER = 2**31 - 1
+_DELAYED = re.compile(rf"(\d+)_(\d+|-)_({PREFIX}.+)")
 _PATIENCE = 5.0
 """Seconds after which what was begun, and not finished, is tried again."""
 
 _numbers = count(1)
 
 
-def pack(variables: Mapping[str, str], body: bytes) -> bytes:
-    """Return a spool file's content, as uWSGI writes it."""
+def pack(variables: Mapping[str, str | bytes], body: bytes) -> bytes:
+    """Return a spool file's content, as uWSGI writes it. Raises ValueError if it does not fit."""
     pieces = []
     for key, value in variables.items():
-        for text in (key, value):
-            content = text.encode("utf-8", "surrogateescape")
+        for content in (_bytes(key), _bytes(value)):
             if len(content) > _LIMIT:
                 raise ValueError(f"{key}: {len(content)} bytes do not fit into 16 bits of length")
             pieces.append(struct.pack("<H", len(content)) + content)
@@ -70,13 +73,14 @@ def unpack(content: bytes) -> tuple[dict[str, str], bytes]:
         raise DecodeError(f"cut: {error}") from error
 
 
-def bury(folder: Path, variables: Mapping[str, str], body: bytes) -> Path:
+def bury(folder: Path, variables: Mapping[str, str | bytes], body: bytes) -> Path:
     """Keep in *folder* a job that finally failed, with what is known of it; return the file.
 
-    It is a spool file: moved into a spooler's directory, it runs again. Raises SubmitError.
+    It is a spool file: moved into a spooler's directory, it runs again. Of *variables*, bytes are
+    part of the job, and kept whole; a text is cut where it is too long. Raises SubmitError.
     """
     name = _new_name()
-    _write(folder, name, pack(_shortened(variables), body))
+    _write(folder, name, pack(_fitting(variables), body))
     return folder / name
 
 
@@ -151,8 +155,14 @@ class SpoolDirectory:
         moment = math.ceil(due * 1000)
         level = "-" if priority is None else str(priority)
         name = f"{moment}_{level}_{_new_name()}"
-        _write(self._later / str(moment // _BUCKET), name, pack({}, body))
-        self.expect(due)
+        folder = self._later / str(moment // _BUCKET)
+        _write(folder, name, pack({}, body))
+        try:
+            self.expect(due)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+            raise SubmitError(f"could not write into {self.path}: {error.strerror}") from error
 
     # ---- what is delayed --------------------------------------------------------------------
 
@@ -178,7 +188,7 @@ class SpoolDirectory:
                 if self._ticket.stat().st_mtime > second:
                     os.utime(self._ticket, (second, second))
             except FileNotFoundError:
-                temporary = self.path / f".{TICKET}.{os.getpid()}"
+                temporary = self.path / f".{TICKET}_{_new_name()}"
                 _write_private(temporary, pack({"uwsgi_tasks": "moves in what is due"}, b""))
                 os.utime(temporary, (second, second))
                 temporary.rename(self._ticket)
@@ -213,13 +223,12 @@ class SpoolDirectory:
     def _empty(self, folder: Path, now: float) -> tuple[int, float | None]:
         """Move in what is due in one folder; return how many, and when the next one is."""
         moved = 0
-        for name in sorted(name for name in _names(folder) if not name.startswith(".")):
-            moment, level, final = name.split("_", 2)
-            if int(moment) > now * 1000:
-                return moved, int(moment) / 1000
+        for moment, level, name in sorted(_delayed(folder)):
+            if moment > now * 1000:
+                return moved, moment / 1000
             target = self.path if level == "-" else self.path / level
             target.mkdir(mode=0o700, exist_ok=True)
-            (folder / name).rename(target / final)
+            (folder / f"{moment}_{level}_{name}").rename(target / name)
             moved += 1
         # Not empty, if somebody is just writing into it: then it stays.
         with contextlib.suppress(OSError):
@@ -242,12 +251,13 @@ class SpoolDirectory:
         if self._later.is_dir():
             self.expect(time.time())
         hour_ago = time.time() - 3600
-        for folder in (self.path, *self._later.glob("[0-9]*"), self.dead):
+        for folder in (self.path, *self._priorities(), *self._later.glob("[0-9]*"), self.dead):
             for name in _names(folder):
                 with contextlib.suppress(OSError):
                     # Half a file of a writer that was killed; a living one takes microseconds.
                     path = folder / name
-                    if name.startswith(".") and path.stat().st_mtime < hour_ago:
+                    ours = name.startswith(".") and PREFIX in name
+                    if ours and path.stat().st_mtime < hour_ago:
                         path.unlink()
 
     def _priorities(self) -> list[Path]:
@@ -261,6 +271,13 @@ class SpoolDirectory:
                     log.warning("%s: 'spooler-ordered' is off; its priority is lost", name)
                     with contextlib.suppress(FileNotFoundError):
                         (folder / name).rename(self.path / name)
+
+
+def _delayed(folder: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield the time in ms, the priority and the name of each delayed job in *folder*."""
+    for found in _names(folder):
+        if match := _DELAYED.fullmatch(found):
+            yield int(match[1]), match[2], match[3]
 
 
 def _names(folder: Path) -> list[str]:
@@ -285,10 +302,33 @@ def _write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _shortened(variables: Mapping[str, str]) -> dict[str, str]:
-    """Cut what would not fit: the end of a traceback says more than its beginning."""
-    room = 8000
-    return {
-        key: value if len(value) <= room else "… " + value[-room:]
+def _bytes(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
+
+
+def _fitting(variables: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
+    """Cut the texts so that all fits: the end of a traceback says more than its beginning."""
+    fitting: dict[str, str | bytes] = {}
+    room = _LIMIT - sum(
+        len(_bytes(key)) + len(value) + 4
         for key, value in variables.items()
-    }
+        if isinstance(value, bytes)
+    )
+    for key, value in variables.items():
+        if isinstance(value, bytes):
+            fitting[key] = value
+            continue
+        content = _bytes(value)
+        most = min(_TEXT, room - len(_bytes(key)) - 4)
+        if most <= 0:
+            continue
+        if len(content) > most:
+            content = content[-most:].decode("utf-8", "ignore").encode()
+        fitting[key] = content
+        room -= len(_bytes(key)) + len(content) + 4
+    return fitting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -81,12 +82,13 @@ class Options:
 
     def _check_places(self) -> None:
         if not (self.working_dir is None or self.working_dir is CALLERS):
-            path = os.fspath(self.working_dir)  # type: ignore[arg-type]
-            if not Path(path).is_absolute():
-                raise InvalidTask(f"working_dir={path!r} must be an absolute path, or None")
-            self._set("working_dir", path)
+            self._set("working_dir", _path(self.working_dir, "working_dir"))
+            if not Path(str(self.working_dir)).is_absolute():
+                raise InvalidTask(
+                    f"working_dir={self.working_dir!r} must be an absolute path, or None"
+                )
         if self.spooler is not None:
-            self._set("spooler", os.fspath(self.spooler))
+            self._set("spooler", _path(self.spooler, "spooler"))
         if self.mule is not None and (
             isinstance(self.mule, bool)
             or not isinstance(self.mule, (int, str))
@@ -108,6 +110,12 @@ def options(given: dict[str, Any], start: Options | None = None) -> Options:
             f"no option {', '.join(sorted(unknown))}: choose from {', '.join(_CHOICES)}"
         )
     return Options(**given) if start is None else replace(start, **given)
+
+
+def _path(value: Any, name: str) -> str:
+    if not isinstance(value, (str, Path)):
+        raise InvalidTask(f"{name}= takes the path of a directory, not {value!r}")
+    return str(value)
 
 
 def _whole(value: Any, name: str, least: int) -> int | None:
@@ -154,6 +162,7 @@ class Task(Generic[P, R]):
         update_wrapper(self, func, updated=())
         self.func = func
         self.options = given
+        self.qualname: str | None = getattr(func, "__qualname__", None)
         self.name = given.name or task_name(func)
         self.place = declared_at(func)
         self._app = app
@@ -206,7 +215,7 @@ class Task(Generic[P, R]):
         """Can another process find it, by importing its module?"""
         if self.options.name is not None:
             return True
-        module = self.name.removesuffix(f".{self.func.__qualname__}")
+        module = self.name.removesuffix(f".{self.qualname}")
         return not ("<" in self.name or module == "__main__" or module.startswith("uwsgi_file_"))
 
     def __repr__(self) -> str:
@@ -251,10 +260,10 @@ def _importable(file: Path) -> str | None:
             parts = file.relative_to(folder).with_suffix("").parts
             if all(part.isidentifier() for part in parts):
                 name = ".".join(parts)
-                try:
+                spec = None
+                # The packages above it are imported: the user's code, which may fail.
+                with contextlib.suppress(Exception):
                     spec = find_spec(name)
-                except (ImportError, ValueError):
-                    continue
                 if spec and spec.origin and Path(spec.origin).resolve() == file:
                     return name
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -24,13 +25,14 @@ from uwsgi_tasks.errors import (
     TaskNotFound,
     TasksError,
     Unpicklable,
+    shown,
 )
 from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, Job, Result, State
 from uwsgi_tasks.task import Options, Task
 
 log = logging.getLogger(__name__)
 
-Bury = Callable[[Mapping[str, str], bytes], Path]
+Bury = Callable[[Mapping[str, str | bytes], bytes], Path]
 """Keeps a dead letter: what is known of it, and its bytes. Raises TasksError."""
 
 _LEAST_WAIT = 1.0
@@ -181,7 +183,7 @@ class Worker:
         self._lay_out(job, TasksError(reason), "")
 
     def reject(
-        self, payload: bytes, reason: str, variables: Mapping[str, str] | None = None
+        self, payload: bytes, reason: str, variables: Mapping[str, str | bytes] | None = None
     ) -> None:
         """Make a dead letter of bytes that are no job. Raises NotKept."""
         path = self._keep({"error": reason, **(variables or {})}, payload)
@@ -222,7 +224,7 @@ class Worker:
             "id": job.id,
             "attempt": str(job.attempt),
             "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "error": f"{type(error).__name__}: {error}",
+            "error": shown(error),
             "traceback": trace,
         }
         # Whoever puts it back wants it to be tried as often as it was.
@@ -238,11 +240,11 @@ class Worker:
             trace and f"\n{trace}",
         )
 
-    def _keep(self, variables: Mapping[str, str], body: bytes) -> Path:
+    def _keep(self, variables: Mapping[str, str | bytes], body: bytes) -> Path:
         try:
             return self._bury(variables, body)
         except (OSError, TasksError) as error:
-            raise NotKept(f"{variables.get('id', '')}: no dead letter could be written") from error
+            raise NotKept(f"no dead letter could be written: {shown(error)}") from error
 
 
 def _encoded(job: Job, variables: dict[str, str]) -> bytes:
@@ -250,7 +252,8 @@ def _encoded(job: Job, variables: dict[str, str]) -> bytes:
     try:
         return codec.encode((job,))
     except Unpicklable:
-        variables["lost"] = f"{job.args!r} {job.kwargs!r} {job.buffer!r}"
+        with contextlib.suppress(Exception):
+            variables["lost"] = f"{job.args!r} {job.kwargs!r} {job.buffer!r}"
         return codec.encode((job._replace(args=(), kwargs={}, buffer=None),))
 
 

@@ -37,7 +37,7 @@ class Receiver(Protocol):
         """Make *job* a dead letter, without an attempt. Raises NotKept."""
 
     def reject(
-        self, payload: bytes, reason: str, variables: Mapping[str, str] | None = None
+        self, payload: bytes, reason: str, variables: Mapping[str, str | bytes] | None = None
     ) -> None:
         """Make a dead letter of bytes that are no job, and what came with them. Raises NotKept."""
 

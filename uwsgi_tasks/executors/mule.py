@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from uwsgi_tasks import codec
-from uwsgi_tasks.errors import InvalidTask, SubmitError
+from uwsgi_tasks.errors import InvalidTask, SubmitError, shown
 from uwsgi_tasks.executors import Executor, Options
 from uwsgi_tasks.model import Job, Result
 
@@ -84,7 +84,7 @@ class MuleExecutor(Executor):
             theirs(message)
         except Exception as error:
             log.exception("%s could not handle a message", getattr(theirs, "__name__", theirs))
-            self._receiver.reject(message, f"{type(error).__name__}: {error}")
+            self._receiver.reject(message, shown(error))
 
     def _run(self, job: Job | None) -> None:
         while job is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from uwsgi_tasks import codec, spool
+from uwsgi_tasks.crashes import Crashes
 from uwsgi_tasks.errors import (
     ConfigurationError,
     DecodeError,
@@ -21,7 +20,7 @@ from uwsgi_tasks.errors import (
     Unpicklable,
 )
 from uwsgi_tasks.executors import Executor, Options
-from uwsgi_tasks.marks import Dead, Mark, Peers, Progress, bereave
+from uwsgi_tasks.marks import Mark, Peers, Progress
 from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result
 
 log = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 _LEASE = 5.0
 """Seconds by which a file's time is put ahead while it runs: if its process dies, and nobody
 counts the crash, uWSGI passes the file over for so long, and runs those behind it."""
-_BACK_OFF = 2.0
-"""Seconds between a counted crash and the next attempt; doubled with each crash."""
 _GRACE = 5.0
 """Seconds that a server gets to start its spoolers before we say that they do not know us."""
 _NICE = 19
@@ -71,8 +68,8 @@ class SpoolerExecutor(Executor):
     _nice = False
     _shared = False
     """Do other processes serve the same directory?"""
-    _condemned: str | None = None
-    """The file that killed its process too often, if uWSGI hands us just that one."""
+    _condemned: tuple[str | None, str] = (None, "")
+    """The file that killed its process too often, if uWSGI hands us just that one; and why."""
     _unknown_since: float | None = None
 
     def __init__(self, *args: Any) -> None:
@@ -155,6 +152,8 @@ class SpoolerExecutor(Executor):
         processes = float("inf")
         if self._server.present:
             known = self._server.spoolers
+            if not known:
+                raise SubmitError(self.missing())
             path = known[0] if spooler is None else _real(spooler)
             if path not in known:
                 raise SubmitError(f"spooler={spooler!r}: this uWSGI serves {', '.join(known)}")
@@ -163,7 +162,7 @@ class SpoolerExecutor(Executor):
             directory = spooler or self._settings().spooler_dir
             if directory is None:
                 raise SubmitError("no spooler directory is known: set 'spooler_dir'")
-            path = _real(directory)
+            path = _real(str(directory))
         if self._mark is not None and path == str(self._home.files.path):
             self._places[spooler] = self._home
             return self._home
@@ -189,11 +188,11 @@ class SpoolerExecutor(Executor):
 
     # ---- running ----------------------------------------------------------------------------
 
-    def start(self, current: str | None = None) -> Mark:
+    def start(self, current: str | None = None, payload: bytes = b"") -> Mark:
         """Take up work in a spooler process: count the crashes of the dead, and mend the rest.
 
-        *current* is the file that uWSGI has just handed to this process, if any. It must not be
-        opened: closing it would drop uWSGI's lock.
+        *current* and *payload* are the file that uWSGI has handed to this process already, if it
+        has: the hook that runs before may have been taken from us.
         """
         if self._pid == os.getpid() and self._mark is not None:
             return self._mark
@@ -204,19 +203,13 @@ class SpoolerExecutor(Executor):
         # Those that were made before the fork count this process among the others.
         self._places.clear()
         files, settings = self._home.files, self._settings()
-        running = files.path / "running"
-        for dead in bereave(running):
-            if dead.running == current and current is not None:
-                # The hook that runs before any file was taken from us.
-                if self._count_crash(current) >= settings.crash_limit:
-                    self._condemned = current
-            elif dead.running is not None:
-                self._settle_crash(dead, dead.running)
-        files.tidy(ordered=self._server.spooler_ordered)
-        for sidecar in (*running.glob("*.crashes"), *running.glob("*.done")):
-            if files.find(sidecar.stem) is None:
-                sidecar.unlink(missing_ok=True)
-        self._mark = Mark(running, self._server.incarnation, ordered=self._server.spooler_ordered)
+        incarnation, ordered = self._server.incarnation, self._server.spooler_ordered
+        crashes = Crashes(files, incarnation, settings.crash_limit, self._receiver.reject)
+        if crashes.settle(current, payload):
+            self._condemned = current, crashes.reason
+        files.tidy(ordered=ordered)
+        crashes.forget_finished()
+        self._mark = Mark(files.path / "running", incarnation, ordered=ordered)
         self._nice = not settings.renice
         self._shared = others > 0
         if settings.spooler_frequency is not None:
@@ -230,12 +223,12 @@ class SpoolerExecutor(Executor):
         """
         name = os.fsdecode(env["spooler_task_name"])
         try:
+            payload = env.get("body", b"")
             mark = self._mark
             if mark is None or self._pid != os.getpid():
-                mark = self.start(name)
+                mark = self.start(name, payload)
             if name == spool.TICKET:
                 return self._move_in()
-            payload = env.get("body", b"")
             if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
                 return self._run_theirs(name, env, theirs)
             if not self._nice:
@@ -266,8 +259,8 @@ class SpoolerExecutor(Executor):
         return False
 
     def _run(self, name: str, payload: bytes, env: dict[Any, Any]) -> None:
-        if name == self._condemned:
-            self._receiver.reject(payload, "its process died too often while it ran")
+        if name == self._condemned[0]:
+            self._receiver.reject(payload, self._condemned[1], codec.names(payload))
         elif payload[:3] != codec.MAGIC:
             self._run_foreign(name, env)
         elif codec.is_batch(payload):
@@ -291,6 +284,10 @@ class SpoolerExecutor(Executor):
     def _run_batch(self, name: str, payload: bytes) -> None:
         jobs = self._receiver.decode(payload)
         progress = Progress(self._home.files.path / "running", name)
+        if progress.condemned and jobs[progress.done :]:
+            reason = "its process died too often while it ran"
+            self._receiver.bury(jobs[progress.done], reason)
+            progress.note(progress.done + 1)
         done, run, note = progress.done, self._receiver.run, progress.note
         for count, job in enumerate(jobs[done:], done + 1):
             following = run(job)
@@ -313,7 +310,7 @@ class SpoolerExecutor(Executor):
                     self._attempt(job)
                     return
         variables = {
-            _text(key): _text(value)
+            os.fsdecode(key): value
             for key, value in env.items()
             if key not in {"spooler_task_name", "body"}
         }
@@ -358,85 +355,6 @@ class SpoolerExecutor(Executor):
                 "machine: give it CAP_SYS_NICE, or RLIMIT_NICE 20"
             )
 
-    # ---- crashes ----------------------------------------------------------------------------
-
-    def _settle_crash(self, dead: Dead, name: str) -> None:
-        path = self._home.files.find(name)
-        if path is None:
-            return
-        # A newcomer must start, whatever is wrong with one file; that one keeps its lease.
-        try:
-            with _locked(path) as file:
-                # If somebody runs it already, a crash of theirs leaves a mark of its own.
-                if file is not None:
-                    self._judge_crash(dead, path, file)
-        except Exception:
-            log.exception("%s: its process died, and that could not be counted", name)
-
-    def _judge_crash(self, dead: Dead, path: Path, file: BinaryIO) -> None:
-        name = path.name
-        if dead.incarnation != self._server.incarnation:
-            # The whole server was stopped, reloaded or killed: not the job's doing.
-            os.utime(path)
-            return
-        crashes = self._count_crash(name)
-        limit = self._settings().crash_limit
-        log.warning("%s: its process died while it ran (%d of %d)", name, crashes, limit)
-        if crashes < limit:
-            due = time.time() + _BACK_OFF * 2 ** (crashes - 1)
-            os.utime(path, (due, due))
-            return
-        self._bury_crashed(path, file.read(), crashes)
-        self._crashes(name).unlink(missing_ok=True)
-
-    def _crashes(self, name: str) -> Path:
-        return self._home.files.path / "running" / f"{name}.crashes"
-
-    def _count_crash(self, name: str) -> int:
-        file = self._crashes(name)
-        crashes = int(file.read_text() or 0) + 1 if file.exists() else 1
-        file.write_text(str(crashes))
-        return crashes
-
-    def _bury_crashed(self, path: Path, content: bytes, crashes: int) -> None:
-        reason = f"its process died {crashes} times while it ran"
-        variables, body = spool.unpack(content)
-        try:
-            jobs = codec.decode(body)
-        except DecodeError:
-            self._receiver.reject(body, reason, variables)
-            path.unlink()
-            return
-        # Of many calls, the one that was running goes; the others are still to be done.
-        progress = Progress(self._home.files.path / "running", path.name)
-        if progress.done < len(jobs):
-            self._receiver.bury(jobs[progress.done], reason)
-            progress.note(progress.done + 1)
-        if progress.done < len(jobs):
-            os.utime(path)
-        else:
-            path.unlink()
-            progress.forget()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO | None]:
-    """Hold the lock that uWSGI takes to run a file; None if somebody else has it.
-
-    The file must not be opened a second time meanwhile: closing that would drop the lock.
-    """
-    with path.open("r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield None
-            return
-        yield file
-
 
 def _real(path: str) -> str:
     return os.path.realpath(path)
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

@@ -1,0 +1,131 @@
+"""How often a spool file has killed the process that ran it, and what becomes of it then."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from uwsgi_tasks import codec, spool
+from uwsgi_tasks.marks import Dead, Progress, bereave
+
+log = logging.getLogger(__name__)
+
+_BACK_OFF = 2.0
+"""Seconds between a counted crash and the next attempt; doubled with each crash."""
+
+Reject = Callable[[bytes, str, dict[str, str]], None]
+
+
+class Crashes:
+    """What a spooler that starts makes of those that died before it.
+
+    Nothing is unpickled here: it may be just that which kills. *limit* crashes make a file a dead
+    letter, which *reject* writes. Of a file with many calls, only the one that was running goes.
+    """
+
+    def __init__(
+        self, files: spool.SpoolDirectory, incarnation: bytes, limit: int, reject: Reject
+    ) -> None:
+        self._files = files
+        self._running = files.path / "running"
+        self._incarnation, self._limit, self._reject = incarnation, limit, reject
+
+    def settle(self, current: str | None, payload: bytes) -> bool:
+        """Count the crashes of all that died; True if the file *current* must not run.
+
+        That file, with *payload*, is in the hands of this process already, if it is not None. It
+        must not be opened: closing it would drop uWSGI's lock.
+        """
+        condemned = False
+        for dead in bereave(self._running):
+            # A newcomer must start, whatever is wrong with one file; that one keeps its time.
+            try:
+                if dead.running is not None and dead.running == current:
+                    condemned = self._settle_current(dead, current, payload)
+                elif dead.running is not None:
+                    self._settle(dead, dead.running)
+            except Exception:
+                log.exception("%s: its process died, and that could not be counted", dead.running)
+        return condemned
+
+    def forget_finished(self) -> None:
+        """Take away what is known of files that are gone."""
+        for kind in ("crashes", "done"):
+            for note in self._running.glob(f"*.{kind}"):
+                if self._files.find(note.stem) is None:
+                    note.unlink(missing_ok=True)
+
+    def _settle(self, dead: Dead, name: str) -> None:
+        path = self._files.find(name)
+        if path is None:
+            return
+        with _locked(path) as file:
+            # If somebody runs it already, a crash of theirs leaves a mark of its own.
+            if file is None:
+                return
+            if dead.incarnation != self._incarnation:
+                # The whole server was stopped, reloaded or killed: not the job's doing.
+                os.utime(path)
+                return
+            crashes = self._count(name)
+            if crashes < self._limit:
+                due = time.time() + _BACK_OFF * 2 ** (crashes - 1)
+                os.utime(path, (due, due))
+                return
+            variables, body = spool.unpack(file.read())
+            if self._spares(name, body):
+                os.utime(path)
+                return
+            self._reject(body, self.reason, {**codec.names(body), **variables})
+            path.unlink()
+
+    def _settle_current(self, dead: Dead, name: str, payload: bytes) -> bool:
+        if dead.incarnation != self._incarnation or self._count(name) < self._limit:
+            return False
+        return not self._spares(name, payload)
+
+    @property
+    def reason(self) -> str:
+        """Why a file does not run again."""
+        return f"its process died {self._limit} times while it ran"
+
+    def _spares(self, name: str, body: bytes) -> bool:
+        """Does all but one of its calls get another chance?"""
+        if not codec.is_batch(body):
+            return False
+        # If it has had that chance, and got no further, decoding it is what kills.
+        spared = Progress(self._running, name).condemn()
+        if spared:
+            self._file(name).unlink()
+        return spared
+
+    def _count(self, name: str) -> int:
+        file = self._file(name)
+        crashes = int(file.read_text() or 0) + 1 if file.exists() else 1
+        file.write_text(str(crashes))
+        log.warning("%s: its process died while it ran (%d of %d)", name, crashes, self._limit)
+        return crashes
+
+    def _file(self, name: str) -> Path:
+        return self._running / f"{name}.crashes"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO | None]:
+    """Hold the lock that uWSGI takes to run a file; None if somebody else has it.
+
+    The file must not be opened a second time meanwhile: closing that would drop the lock.
+    """
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+            return
+        yield file
