@@ -21,6 +21,7 @@ LAYERS = {
     "server": 2,
     "spool": 2,
     "marks": 2,
+    "loop": 2,
     "task": 3,
     "current": 3,
     "crashes": 3,

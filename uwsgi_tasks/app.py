@@ -39,6 +39,8 @@ _UNREACHABLE = (
     "module that can be imported, or use executor=TaskExecutor.RUNTIME; name= is for a function "
     "that the spoolers and mules have declared under that name"
 )
+_server = Server()
+"""The one that this process belongs to."""
 _apps: WeakSet[App] = WeakSet()
 _AUTO = (TaskExecutor.SPOOLER, TaskExecutor.MULE)
 """What AUTO tries, in this order, before it runs a job at once."""
@@ -52,11 +54,19 @@ class App:
     """
 
     def __init__(self, server: Server | None = None, **overrides: Any) -> None:
-        self.server = server or Server()
+        self.server = server or _server
         self.tasks = Registry()
         self._overrides = overrides
         self._settings: Settings | None = None
-        self._executors: dict[str, Executor] = {}
+        self._spooler = SpoolerExecutor(self.server, lambda: self.settings)
+        self._mule = MuleExecutor(self.server, lambda: self.settings)
+        self._mule.relay = self._spooler
+        self._executors: dict[str, Executor] = {
+            TaskExecutor.SPOOLER: self._spooler,
+            TaskExecutor.MULE: self._mule,
+        }
+        for executor in self._executors.values():
+            self._listen(executor)
         self._building = threading.RLock()
         self._warned: set[str] = set()
         _apps.add(self)
@@ -66,7 +76,9 @@ class App:
     def configure(self, **overrides: Any) -> None:
         """Change settings. Raises ConfigurationError for what does not exist or cannot be."""
         changed = {**self._overrides, **overrides}
-        settings_module.read(changed, environ={}, django=dict)
+        checked = settings_module.read(changed, environ={}, django=dict)
+        if checked.executor != TaskExecutor.AUTO:
+            self.executor(checked.executor)
         self._overrides = changed
         self._settings = None
 
@@ -75,7 +87,9 @@ class App:
         """The settings, read when they are first needed: Django's may not be there before."""
         found = self._settings
         if found is None:
-            found = self._settings = settings_module.read(self._overrides)
+            found = settings_module.read(self._overrides)
+            if not settings_module.django_is_late():
+                self._settings = found
         return found
 
     # ---- declaring --------------------------------------------------------------------------
@@ -117,6 +131,8 @@ class App:
         for option in (TaskExecutor.SPOOLER, TaskExecutor.MULE):
             if getattr(given, option) is not None and given.executor not in {"auto", option}:
                 raise InvalidTask(f"{option}= is for the {option}, not for {given.executor}")
+        if given.executor == TaskExecutor.RUNTIME and isinstance(given.working_dir, str):
+            raise InvalidTask("working_dir= is for other processes: at once, it runs where it is")
 
     def _check_executor(self, task: Task[..., Any]) -> None:
         given = task.options
@@ -249,8 +265,7 @@ class App:
             name = current.executor
         chosen: Executor | None
         if name == TaskExecutor.AUTO:
-            spooler = self.executor(TaskExecutor.SPOOLER)
-            chosen = spooler if spooler.ready() else None
+            chosen = self._spooler if self._spooler.ready() else None
             if not self.server.present and chosen is None:
                 chosen = self._at_once()
         else:
@@ -264,10 +279,9 @@ class App:
 
     def _submit_auto(self, task: Task[..., Any], jobs: Sequence[Job]) -> Sequence[Result]:
         """Try a mule, and run *jobs* here if there is none, or it does not take them."""
-        mule = self.executor(TaskExecutor.MULE)
-        if mule.ready():
+        if self._mule.ready():
             try:
-                return mule.submit(jobs)
+                return self._mule.submit(jobs)
             except SubmitError as error:
                 log.warning("%s runs at once, in the caller's process: %s", task.name, error)
         return self._at_once().submit(jobs)
@@ -290,21 +304,21 @@ class App:
 
     def _build(self, name: str) -> Executor:
         with self._building:
-            if name in self._executors:
-                return self._executors[name]
-            made = load(str(name))(self.server, lambda: self.settings)
-            made.listen(
-                Worker(
-                    surroundings=Surroundings(made.name, partial(self._follow, made)),
-                    tasks=self.tasks,
-                    find=self.find,
-                    bury=self._bury,
-                )
+            if name not in self._executors:
+                made = load(str(name))(self.server, lambda: self.settings)
+                self._listen(made)
+                self._executors[name] = made
+            return self._executors[name]
+
+    def _listen(self, executor: Executor) -> None:
+        executor.listen(
+            Worker(
+                surroundings=Surroundings(executor.name, partial(self._follow, executor)),
+                tasks=self.tasks,
+                find=self.find,
+                bury=self._bury,
             )
-            if isinstance(made, MuleExecutor):
-                made.relay = self.executor(TaskExecutor.SPOOLER)
-            self._executors[name] = made
-            return made
+        )
 
     @staticmethod
     def _follow(executor: Executor, job: Job) -> JobHandle:
@@ -318,20 +332,15 @@ class App:
         """
         if not self.server.has_master:
             return
-        spooler, mule = (self.executor(name) for name in _AUTO)
-        assert isinstance(spooler, SpoolerExecutor)  # noqa: S101  for the type checker
-        assert isinstance(mule, MuleExecutor)  # noqa: S101
-        spooler.check_directories()
-        self.server.install(spooler.receive, mule.receive, self._forked)
+        self._spooler.check_directories()
+        self.server.install(self._spooler.receive, self._mule.receive, self._forked)
 
     def _forked(self) -> None:
         """Take up the work of a process that uWSGI has just forked."""
         if self.server.role == "spooler":
-            spooler = self.executor(TaskExecutor.SPOOLER)
-            assert isinstance(spooler, SpoolerExecutor)  # noqa: S101
             # uWSGI would print it, and go on; the first job then tries again.
             try:
-                spooler.start()
+                self._spooler.start()
             except Exception:
                 log.exception("this spooler could not take up its work")
 
@@ -353,13 +362,13 @@ class App:
 
     def dead_letters(self) -> Path:
         """Return the folder of dead letters. Raises ConfigurationError."""
-        spooler = self.executor(TaskExecutor.SPOOLER)
-        assert isinstance(spooler, SpoolerExecutor)  # noqa: S101  for the type checker
-        folder = spooler.dead_letters()
+        folder = self._spooler.dead_letters()
         if folder is not None:
             return folder
         if self.settings.dead_dir is not None:
-            return Path(self.settings.dead_dir)
+            folder = Path(self.settings.dead_dir)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return folder
         return _private_folder() / "dead"
 
 

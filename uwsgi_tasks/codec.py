@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import struct
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from io import BytesIO
@@ -154,6 +156,9 @@ def decode_legacy(env: dict[Any, Any], id: str) -> Job:  # noqa: A002  it is the
             task=env[b"function_name"].decode(),
             args=tuple(args),
             kwargs=dict(kwargs),
+            submitted_at=time.time(),
+            priority=int(env[b"priority"]) if env.get(b"priority", b"").isdigit() else None,
+            spooler=os.fsdecode(env[b"spooler"]) if b"spooler" in env else None,
             delay=at.total_seconds() if isinstance(at, timedelta) else None,
             working_dir=setup.get("working_dir"),
             # It wrote 0 for a task without a number of runs.

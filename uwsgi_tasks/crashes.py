@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 _BACK_OFF = 2.0
 """Seconds between a counted crash and the next attempt; doubled with each crash."""
 
+_STOPS = 10
+"""Ends of the whole server while it ran that a file survives."""
+REASON = "its process died too often while it ran"
+
 Reject = Callable[[bytes, str, dict[str, str]], None]
 
 
@@ -69,31 +73,29 @@ class Crashes:
             # If somebody runs it already, a crash of theirs leaves a mark of its own.
             if file is None:
                 return
-            if dead.incarnation != self._incarnation:
-                # The whole server was stopped, reloaded or killed: not the job's doing.
-                os.utime(path)
-                return
-            crashes = self._count(name)
-            if crashes < self._limit:
-                due = time.time() + _BACK_OFF * 2 ** (crashes - 1)
-                os.utime(path, (due, due))
+            # Should the counting fail, as on a full disk, it waits all the same.
+            self._put_off(path, _BACK_OFF)
+            crashes, limit = self._count(dead, name)
+            if crashes < limit:
+                # If the server was stopped, reloaded or killed, the job need not wait.
+                stopped = dead.incarnation != self._incarnation
+                self._put_off(path, 0 if stopped else _BACK_OFF * 2 ** (crashes - 1))
                 return
             variables, body = spool.unpack(file.read())
             if self._spares(name, body):
                 os.utime(path)
                 return
-            self._reject(body, self.reason, {**codec.names(body), **variables})
+            self._reject(body, f"{REASON} ({crashes})", {**codec.names(body), **variables})
             path.unlink()
 
     def _settle_current(self, dead: Dead, name: str, payload: bytes) -> bool:
-        if dead.incarnation != self._incarnation or self._count(name) < self._limit:
-            return False
-        return not self._spares(name, payload)
+        crashes, limit = self._count(dead, name)
+        return crashes >= limit and not self._spares(name, payload)
 
-    @property
-    def reason(self) -> str:
-        """Why a file does not run again."""
-        return f"its process died {self._limit} times while it ran"
+    @staticmethod
+    def _put_off(path: Path, seconds: float) -> None:
+        due = time.time() + seconds
+        os.utime(path, (due, due))
 
     def _spares(self, name: str, body: bytes) -> bool:
         """Does all but one of its calls get another chance?"""
@@ -102,15 +104,36 @@ class Crashes:
         # If it has had that chance, and got no further, decoding it is what kills.
         spared = Progress(self._running, name).condemn()
         if spared:
-            self._file(name).unlink()
+            self._file(name).unlink(missing_ok=True)
         return spared
 
-    def _count(self, name: str) -> int:
+    def _count(self, dead: Dead, name: str) -> tuple[int, int]:
+        """Count one more; return how many there were, and how many there may be.
+
+        The end of the whole server is counted apart, and allowed more often: it is hardly ever
+        the job's doing, but a job can bring it about, and would then do so at each start.
+        """
+        stopped = dead.incarnation != self._incarnation
         file = self._file(name)
-        crashes = int(file.read_text() or 0) + 1 if file.exists() else 1
-        file.write_text(str(crashes))
-        log.warning("%s: its process died while it ran (%d of %d)", name, crashes, self._limit)
-        return crashes
+        # In a file with many calls, each has crashes of its own.
+        done = Progress.read(self._running, name)
+        counts = [0, 0]
+        with contextlib.suppress(OSError, ValueError):
+            at, *found = (int(word) for word in file.read_text().split())
+            if at == done:
+                counts = found
+        counts[stopped] += 1
+        file.write_text(f"{done} {counts[0]} {counts[1]}")
+        limit = max(self._limit, _STOPS) if stopped else self._limit
+        log.log(
+            logging.INFO if stopped else logging.WARNING,
+            "%s: its %s died while it ran (%d of %d)",
+            name,
+            "server" if stopped else "process",
+            counts[stopped],
+            limit,
+        )
+        return counts[stopped], limit
 
     def _file(self, name: str) -> Path:
         return self._running / f"{name}.crashes"

@@ -111,7 +111,7 @@ class CurrentTask:
         wait = None if value is None else seconds(value, "retry_timeout")
         self._job = self._job._replace(retry_timeout=wait)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> JobHandle:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> JobHandle:
         """Submit the task again, with these arguments. Raises SubmitError."""
         job, now = self.job, time.time()
         return self._surroundings.resubmit(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
 import signal
 import struct
 import time
@@ -17,6 +18,7 @@ _SIZE = 1024
 _RUNNING, _WOKEN, _LENGTH, _NAME = 0, 1, 2, 4
 _INCARNATION, _END = 512, 600
 _ORDERED = 700
+_MARK = re.compile(r"\d+\.\d+")
 _STANDARD = 2
 _STATE = struct.Struct("<QB")
 _REFRESH = 1.0
@@ -32,7 +34,7 @@ class Mark:
 
     def __init__(self, folder: Path, incarnation: bytes, *, ordered: bool) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
-        self._file = _own_file(folder / str(os.getpid()))
+        self._file = _own_file(folder / _own_name())
         self._map = mmap.mmap(self._file, _SIZE)
         self._map[_INCARNATION : _INCARNATION + len(incarnation)] = incarnation
         self._map[_ORDERED] = ordered
@@ -62,6 +64,18 @@ class Mark:
         return False
 
 
+def _namespace() -> str:
+    """What tells the process numbers of one container from those of another."""
+    try:
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        return "0"
+
+
+def _own_name() -> str:
+    return f"{os.getpid()}.{_namespace()}"
+
+
 def _fill_standard_streams() -> None:
     """Keep our files away from the numbers of standard input and output.
 
@@ -76,9 +90,11 @@ def _fill_standard_streams() -> None:
 def _own_file(path: Path) -> int:
     _fill_standard_streams()
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.ftruncate(handle, _SIZE)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.lockf(handle, fcntl.LOCK_EX)
+        os.ftruncate(handle, 0)
+        # Here, where it is an error: on a full disk the first write into the map would kill us.
+        os.posix_fallocate(handle, 0, _SIZE)
         # Between the creation and the lock another newcomer may have taken it for a dead one's.
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(handle).st_ino:
@@ -123,7 +139,7 @@ def _dead(content: bytes) -> Dead:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        return [folder / name for name in os.listdir(folder) if name.isdigit()]
+        return [folder / name for name in os.listdir(folder) if _MARK.fullmatch(name)]
     except FileNotFoundError:
         return []
 
@@ -137,6 +153,7 @@ class Peers:
         """How many there should be; as long as there are fewer, each call looks for newcomers."""
         self._maps: dict[Path, mmap.mmap] = {}
         self._read_at = float("-inf")
+        self._namespace = _namespace()
 
     def wake(self, *, resting: bool) -> int:
         """Make sure that each of them reads the directory once more; return how many there are.
@@ -156,8 +173,10 @@ class Peers:
                 # Also one that uWSGI took for busy, and whose job has ended in between.
                 if not memory[_RUNNING]:
                     # It may have ended in this second, or belong to another user.
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(int(path.name), signal.SIGUSR1)
+                    pid, _, namespace = path.name.partition(".")
+                    if namespace == self._namespace:
+                        with contextlib.suppress(ProcessLookupError, PermissionError):
+                            os.kill(int(pid), signal.SIGUSR1)
         return len(self._maps)
 
     def ordered(self) -> bool | None:
@@ -189,7 +208,7 @@ def _mapped(path: Path) -> mmap.mmap | None:
 
 def _lives(path: Path) -> bool:
     # Closing its own file would drop the lock by which a process is known to live.
-    if path.name == str(os.getpid()):
+    if path.name == _own_name():
         return False
     try:
         with path.open("r+b") as file:
@@ -208,10 +227,18 @@ class Progress:
         self._path = folder / f"{name}.done"
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(handle, _STATE.size)
+            os.posix_fallocate(handle, 0, _STATE.size)
             self._map = mmap.mmap(handle, _STATE.size)
         finally:
             os.close(handle)
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> int:
+        """Return how many calls of a spool file are done; 0 if nothing is known of it."""
+        try:
+            return int(_STATE.unpack((folder / f"{name}.done").read_bytes())[0])
+        except (OSError, struct.error):
+            return 0
 
     @property
     def done(self) -> int:

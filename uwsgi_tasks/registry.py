@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 from uwsgi_tasks.errors import InvalidTask, TaskNotFound, shown
 from uwsgi_tasks.task import Task
@@ -12,11 +14,22 @@ from uwsgi_tasks.task import Task
 class Registry(dict[str, Task[..., Any]]):
     """Tasks by name; `find` also imports the module that declares one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # One line can make many functions, which differ in what they enclose: each is a task, for
+        # as long as somebody has it.
+        self._local: WeakValueDictionary[str, Task[..., Any]] = WeakValueDictionary()
+        self._numbers = count(1)
+
     def declare(self, task: Task[..., Any]) -> None:
         """Add *task*. Raises InvalidTask if another one has its name."""
+        if task.options.name is None and "<" in task.name:
+            task.name = f"{task.name}#{next(self._numbers)}"
+            self._local[task.name] = task
+            return
         known = self.get(task.name)
         # The same lines under two names of their module, or read again, are one task.
-        if known is not None and known.place != task.place:
+        if known is not None and (known.place != task.place or "<" in (task.qualname or "")):
             raise InvalidTask(
                 f"two tasks are called {task.name}: give one of them another name with name="
             )
@@ -30,9 +43,11 @@ class Registry(dict[str, Task[..., Any]]):
 
         Raises TaskNotFound if that module cannot be imported.
         """
-        if name not in self:
+        found = self.get(name) or self._local.get(name)
+        if found is None:
             _import_module_of(name)
-        return self.get(name)
+            found = self.get(name)
+        return found
 
 
 def _import_module_of(name: str) -> None:

@@ -104,6 +104,11 @@ class Server:
         return tuple(dict.fromkeys(os.fsdecode(name) for name in names))
 
     @property
+    def has_external_spoolers(self) -> bool:
+        """Does it write into directories that another server's spoolers serve?"""
+        return "spooler-external" in self._opt
+
+    @property
     def spooler_ordered(self) -> bool:
         """Does the server look into the folders of priorities?"""
         return "spooler-ordered" in self._opt
@@ -162,6 +167,15 @@ class Server:
         Of a repeated option uWSGI shows the last value only, so this may miss one.
         """
         return "mules" in self._opt or self._opt.get("mule") is True
+
+    def check_mule(self, number: int) -> None:
+        """Raise InvalidTask if there certainly is no mule *number*."""
+        # Of 'mule', which may be repeated, uWSGI shows the last one only.
+        if self.has_mules and "mule" not in self._opt and number > int(self._opt["mules"]):
+            raise InvalidTask(
+                f"there is no mule {number}: this server has {int(self._opt['mules'])}; "
+                f"add 'mules = {number}' to its configuration"
+            )
 
     def mule_started(self, number: int = 0) -> bool:
         """Has mule *number* (0: any of them) started with our hook?"""
@@ -229,6 +243,8 @@ class Server:
             raise InvalidTask(f"target {target!r}: this server has {self._uwsgi.numproc} workers")
         if target.startswith("mule") and not self.has_mules:
             raise InvalidTask(f"target {target!r}: this server has no mules; add 'mules = 1'")
+        if match["kind"] == "mule":
+            self.check_mule(number)
         if target == "spooler" and not self.spoolers:
             raise InvalidTask("target 'spooler': this server has none; add 'spooler = DIRECTORY'")
         if target.startswith("farm") and "farm" not in self._opt:
@@ -258,13 +274,10 @@ class Server:
             "or let one of them submit tasks"
         )
 
-    def add_timer(self, number: int, seconds: int, iterations: int | None) -> None:
+    def add_timer(self, number: int, seconds: int) -> None:
         """Raise signal *number* each so many seconds. Raises InvalidTask if there is no room."""
-        with _no_room("64 timers, and 64 more with iterations"):
-            if iterations is None:
-                self._uwsgi.add_timer(number, seconds)
-            else:
-                self._uwsgi.add_rb_timer(number, seconds, iterations)
+        with _no_room("64 timers"):
+            self._uwsgi.add_timer(number, seconds)
 
     def add_cron(self, number: int, fields: tuple[int, int, int, int, int]) -> None:
         """Raise signal *number* when minute, hour, day, month and weekday agree."""

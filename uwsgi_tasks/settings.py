@@ -105,6 +105,13 @@ def _parsed(name: str, value: str) -> Any:
     return value
 
 
+def django_is_late() -> bool:
+    """Is Django here, and has nobody told it yet where its settings are?"""
+    if "DJANGO_SETTINGS_MODULE" in os.environ or "django.conf" not in sys.modules:
+        return False
+    return not sys.modules["django.conf"].settings.configured
+
+
 def from_django() -> Mapping[str, Any]:
     """Return Django's UWSGI_TASKS, where this process uses Django."""
     if "DJANGO_SETTINGS_MODULE" not in os.environ and "django" not in sys.modules:

@@ -14,9 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import update_wrapper
+from types import CoroutineType
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from uwsgi_tasks.errors import InvalidTask
+from uwsgi_tasks.loop import run_coroutine
 from uwsgi_tasks.server import Server
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNTIL = struct.Struct("<d")
+_COUNTER = struct.Struct("<dqd")
+"""When a timer was started, how many turns are left, and when the last one was."""
+_PERIOD = struct.Struct("<I")
+_PERIOD_AT = 64
+_PERIODS_AT = 128
+_SIZE = 256
+_SLACK = 0.5
+"""Seconds by which a tick may come early, beside those of a timer with another period."""
+_EVERYBODY = {"workers", "active-workers", "mules"}
+"""Targets of which each process gets each signal."""
+_PERIODS = 8
+"""Different periods that one timer may have in the life of a server."""
 _FOREVER = float("inf")
 _lock = threading.Lock()
 
@@ -34,7 +48,7 @@ def _shared_file() -> int:
     import tempfile  # noqa: PLC0415  it imports every kind of compression
 
     with tempfile.TemporaryFile() as file:
-        file.truncate(_UNTIL.size)
+        file.truncate(_SIZE)
         return os.dup(file.fileno())
 
 
@@ -48,7 +62,7 @@ class SignalTask(ABC, Generic[P, R]):
     """When it fires, if nothing else is said."""
 
     def __init__(
-        self, func: Callable[P, R], server: Server, absent: Callable[[], None], **setup: Any
+        self, func: Callable[P, R], server: Server, absent: Callable[[], None], /, **setup: Any
     ) -> None:
         if not callable(func):
             raise InvalidTask(f"a timer or cron decorates a function, not {func!r}")
@@ -62,7 +76,7 @@ class SignalTask(ABC, Generic[P, R]):
         self._number: int | None = None
         # Shared with all processes that uWSGI forks: any of them may start it.
         self._file = _shared_file()
-        self._until = mmap.mmap(self._file, _UNTIL.size)
+        self._shared = mmap.mmap(self._file, _SIZE)
         self._setup: dict[str, Any] = {"target": None, "signal": None}
         self._setup.update(self.defaults)
         self.add_setup(**setup)
@@ -122,8 +136,12 @@ class SignalTask(ABC, Generic[P, R]):
         self._number = self._server.register_signal(self.target, self._fire, self._setup["signal"])
 
     def _fire(self, number: int) -> None:
+        if not self.is_turn():
+            return
         try:
-            self.func(number)  # type: ignore[call-arg, arg-type]
+            value = self.func(number)  # type: ignore[call-arg, arg-type]
+            if type(value) is CoroutineType:
+                run_coroutine(value)  # type: ignore[arg-type]
         # uWSGI has nobody to tell; the next turn comes all the same.
         except Exception:
             log.exception("%s failed on signal %d", self.name, number)
@@ -138,10 +156,10 @@ class SignalTask(ABC, Generic[P, R]):
             return False
         with _lock, self._alone():
             now = time.time()
-            if _UNTIL.unpack_from(self._until)[0] > now:
+            if _UNTIL.unpack_from(self._shared)[0] > now:
                 return False
             self.start(self._number)
-            _UNTIL.pack_into(self._until, 0, now + self.lasts())
+            _UNTIL.pack_into(self._shared, 0, now + self.lasts())
         return True
 
     @contextlib.contextmanager
@@ -152,6 +170,10 @@ class SignalTask(ABC, Generic[P, R]):
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def is_turn(self) -> bool:
+        """Is the signal that has just come one to act on?"""
+        return True
 
     def lasts(self) -> float:
         """Seconds for which it fires once it has been started."""
@@ -169,6 +191,8 @@ class Timer(SignalTask[P, R]):
     """Fires each *seconds*, for ever or *iterations* times."""
 
     defaults: ClassVar[dict[str, Any]] = {"seconds": None, "iterations": None}
+
+    _own: tuple[float, int, float] = (0.0, 0, 0.0)
 
     def check(self, setup: dict[str, Any]) -> None:
         """Refuse what uWSGI would take, and never fire."""
@@ -198,10 +222,47 @@ class Timer(SignalTask[P, R]):
         return _FOREVER if iterations is None else self._setup["seconds"] * iterations + 1.0
 
     def start(self, number: int) -> None:
-        """Add a timer of uWSGI's, or one of those that count."""
-        if self._setup["seconds"] is None:
+        """Add a timer of uWSGI's, if this period has none yet, and set the counter.
+
+        uWSGI never frees a timer, and has 64 of them. So one that has ended goes on ticking, is
+        not heeded, and serves again at the next start.
+        """
+        seconds = self._setup["seconds"]
+        if seconds is None:
             raise InvalidTask(f"{self.name}: say how often, with seconds= or add_setup(seconds=…)")
-        self._server.add_timer(number, self._setup["seconds"], self._setup["iterations"])
+        periods = self._shared[_PERIODS_AT : _PERIODS_AT + 4 * _PERIODS]
+        known = struct.unpack(f"<{_PERIODS}I", periods)
+        if seconds not in known:
+            if 0 not in known:
+                raise InvalidTask(f"{self.name}: more than {_PERIODS} periods; declare another")
+            self._server.add_timer(number, seconds)
+            at = _PERIODS_AT + 4 * known.index(0)
+            self._shared[at : at + 4] = struct.pack("<I", seconds)
+        turns = -1 if self._setup["iterations"] is None else self._setup["iterations"]
+        _COUNTER.pack_into(self._shared, _UNTIL.size, time.time(), turns, 0.0)
+        _PERIOD.pack_into(self._shared, _PERIOD_AT, seconds)
+
+    def is_turn(self) -> bool:
+        """Is it started, are turns left, and is it time?"""
+        with _lock, self._alone():
+            started, turns, last = _COUNTER.unpack_from(self._shared, _UNTIL.size)
+            (seconds,) = _PERIOD.unpack_from(self._shared, _PERIOD_AT)
+            if self.target in _EVERYBODY:
+                # Each process counts for itself what all of them hear.
+                if self._own[0] != started:
+                    self._own = (started, turns, 0.0)
+                started, turns, last = self._own
+            now = time.time()
+            # A timer that served before ticks at moments of its own, and others may tick, too.
+            early = now < max(started, last) + seconds - _SLACK
+            if not started or not turns or early:
+                return False
+            after = (started, turns - 1 if turns > 0 else turns, now)
+            if self.target in _EVERYBODY:
+                self._own = after
+            else:
+                _COUNTER.pack_into(self._shared, _UNTIL.size, *after)
+            return True
 
 
 _RANGES = {

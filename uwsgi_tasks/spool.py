@@ -11,7 +11,7 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _HEADER = struct.Struct("<BHB")
 _MODIFIER = 17
 _LIMIT = 0xFFFF
 """uWSGI keeps every length in 16 bits."""
-_BUCKET = 64_000
+_BUCKET = 16_000
 """Milliseconds of due times that share a folder: no listing grows with all that is waiting."""
 _TEXT = 16_000
 """Bytes that one text in a dead letter may have."""
@@ -80,27 +80,52 @@ def bury(folder: Path, variables: Mapping[str, str | bytes], body: bytes) -> Pat
     part of the job, and kept whole; a text is cut where it is too long. Raises SubmitError.
     """
     name = _new_name()
-    _write(folder, name, pack(_fitting(variables), body))
+    _write(folder / name, pack(_fitting(variables), body), [folder])
     return folder / name
 
 
-def _write(folder: Path, name: str, content: bytes) -> None:
-    """Write a file whole, or not at all. Raises SubmitError."""
-    temporary = folder / f".{name}"
+def _write(
+    path: Path, content: bytes, folders: Sequence[Path] = (), due: int | None = None
+) -> None:
+    """Write a file whole, or not at all; make *folders* for it, if need be. Raises SubmitError."""
+    temporary = path.with_name(f".{path.name}")
     try:
         try:
             _write_private(temporary, content)
         except FileNotFoundError:
-            # The mover takes away folders that it has emptied, at any moment.
-            # One after the other: as a parent, the first would be open to all.
-            for each in (folder.parent, folder):
-                each.mkdir(mode=0o700, exist_ok=True)
+            # The mover takes away folders that it has emptied, at any moment. The directory
+            # itself we do not make: if it is gone, nobody would run what lies in a new one.
+            for folder in folders:
+                _make_private(folder)
             _write_private(temporary, content)
-        temporary.rename(folder / name)
+        if due is not None:
+            os.utime(temporary, (due, due))
+        temporary.rename(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise SubmitError(f"could not write into {folder}: {error.strerror}") from error
+        raise SubmitError(f"could not write into {path.parent}: {error.strerror}") from error
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        if os.geteuid() == 0:
+            _give_away(file.fileno(), path.parent)
+        file.write(content)
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        _give_away(folder, folder.parent)
+
+
+def _give_away(made: int | Path, parent: Path) -> None:
+    """Let what root has made belong to the owner of the folder that it lies in."""
+    owner = parent.stat()
+    if owner.st_uid != 0:
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 class SpoolDirectory:
@@ -123,23 +148,43 @@ class SpoolDirectory:
     def check(self) -> None:
         """Raise ConfigurationError if it is missing, not writable, or open to everybody."""
         try:
-            mode = self.path.stat().st_mode
+            found = self.path.stat()
         except OSError as error:
             raise ConfigurationError(
                 f"the spooler directory {self.path} is not there ({error.strerror}): create it, "
                 "owned by the user that uWSGI runs as, or correct 'spooler_dir'"
             ) from error
-        if not stat.S_ISDIR(mode):
+        if not stat.S_ISDIR(found.st_mode):
             raise ConfigurationError(f"the spooler directory {self.path} is not a directory")
-        if mode & stat.S_IWOTH:
+        if found.st_mode & stat.S_IWOTH:
             raise ConfigurationError(
                 f"everybody may write to the spooler directory {self.path}, and what lies in it "
                 f"is run: take that right away with 'chmod o-w {self.path}'"
             )
-        if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
+        if found.st_mode & stat.S_IWGRP and found.st_gid not in {os.getegid(), 0}:
             raise ConfigurationError(
-                f"the spooler directory {self.path} is not writable for user {os.geteuid()}: "
-                "run this command as the user that uWSGI runs as"
+                f"a group that is not yours may write to the spooler directory {self.path}, and "
+                f"what lies in it is run: take that right away with 'chmod g-w {self.path}'"
+            )
+        for folder in (self.path, *(self.path / name for name in ("running", "later", "dead"))):
+            if folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise ConfigurationError(
+                    f"{folder} is not writable for user {os.geteuid()}: run this as the user that "
+                    f"uWSGI runs as, or hand all of it over with 'chown -R USER {self.path}'"
+                )
+        self._check_server()
+
+    def _check_server(self) -> None:
+        """Raise ConfigurationError if the spoolers could not read what this user writes."""
+        try:
+            theirs = (self.path / "running").stat().st_uid
+        except OSError:
+            # No spooler has served it yet.
+            return
+        if os.geteuid() not in {theirs, 0}:
+            raise ConfigurationError(
+                f"the spoolers of {self.path} run as user {theirs}, and could not read what user "
+                f"{os.geteuid()} writes: run this command as that user"
             )
 
     # ---- writing ----------------------------------------------------------------------------
@@ -147,7 +192,7 @@ class SpoolDirectory:
     def write(self, body: bytes, priority: int | None = None) -> None:
         """Put a job into the directory, to be run at the next pass. Raises SubmitError."""
         folder = self.path if priority is None else self.path / str(priority)
-        _write(folder, _new_name(), pack({}, body))
+        _write(folder / _new_name(), pack({}, body), [] if priority is None else [folder])
 
     def write_later(self, body: bytes, due: float, priority: int | None = None) -> None:
         """Keep a job until *due*, in seconds since 1970. Raises SubmitError."""
@@ -156,22 +201,24 @@ class SpoolDirectory:
         level = "-" if priority is None else str(priority)
         name = f"{moment}_{level}_{_new_name()}"
         folder = self._later / str(moment // _BUCKET)
-        _write(folder, name, pack({}, body))
+        _write(folder / name, pack({}, body), [self._later, folder])
         try:
             self.expect(due)
-        except OSError as error:
+        except (OSError, SubmitError) as error:
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
-            raise SubmitError(f"could not write into {self.path}: {error.strerror}") from error
+            raise SubmitError(f"could not write into {self.path}: {error}") from error
 
     # ---- what is delayed --------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self._later.mkdir(mode=0o700, exist_ok=True)
+        _make_private(self._later)
         # Opened each time: a lock on a file opened before a fork would be shared with the children.
         lock = os.open(self._later / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
+            if os.geteuid() == 0:
+                _give_away(lock, self._later)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
@@ -188,13 +235,13 @@ class SpoolDirectory:
                 if self._ticket.stat().st_mtime > second:
                     os.utime(self._ticket, (second, second))
             except FileNotFoundError:
-                temporary = self.path / f".{TICKET}_{_new_name()}"
-                _write_private(temporary, pack({"uwsgi_tasks": "moves in what is due"}, b""))
-                os.utime(temporary, (second, second))
-                temporary.rename(self._ticket)
+                content = pack({"uwsgi_tasks": "moves in what is due"}, b"")
+                _write(self._ticket, content, due=second)
 
-    def move_in(self, now: float) -> int:
+    def move_in(self, now: float, *, ordered: bool = True) -> int:
         """Move what is due into the directory; return how many. It may die at any moment.
+
+        *ordered* says that uWSGI looks into the folders of priorities.
 
         Called by the spooler while it holds uWSGI's lock on the ticket, which must therefore not
         be opened here: closing it would drop that lock.
@@ -208,7 +255,7 @@ class SpoolDirectory:
                     # Its first job may be due later than it begins: one look in vain.
                     following = bucket * _BUCKET / 1000
                     break
-                count, rest = self._empty(self._later / str(bucket), now)
+                count, rest = self._empty(self._later / str(bucket), now, ordered=ordered)
                 moved += count
                 if rest is not None:
                     following = rest
@@ -220,14 +267,14 @@ class SpoolDirectory:
         with contextlib.suppress(FileNotFoundError):
             os.utime(self._ticket, (int(due), int(due)))
 
-    def _empty(self, folder: Path, now: float) -> tuple[int, float | None]:
+    def _empty(self, folder: Path, now: float, *, ordered: bool) -> tuple[int, float | None]:
         """Move in what is due in one folder; return how many, and when the next one is."""
         moved = 0
         for moment, level, name in sorted(_delayed(folder)):
             if moment > now * 1000:
                 return moved, moment / 1000
-            target = self.path if level == "-" else self.path / level
-            target.mkdir(mode=0o700, exist_ok=True)
+            target = self.path / level if ordered and level != "-" else self.path
+            _make_private(target)
             (folder / f"{moment}_{level}_{name}").rename(target / name)
             moved += 1
         # Not empty, if somebody is just writing into it: then it stays.
@@ -294,12 +341,6 @@ def _new_name() -> str:
         f"{PREFIX}{os.uname().nodename}_{os.getpid()}_{next(_numbers)}_"
         f"{int.from_bytes(os.urandom(3))}_{moment // 1_000_000}_{moment % 1_000_000}"
     )
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
 
 
 def _bytes(text: str | bytes) -> bytes:

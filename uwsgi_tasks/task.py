@@ -157,8 +157,7 @@ class Task(Generic[P, R]):
     """The executor that AUTO stands for, once a call has found it out."""
 
     def __init__(self, func: Callable[P, R], given: Options, app: Submitter) -> None:
-        if not callable(func):
-            raise InvalidTask(f"@task decorates a function, not {func!r}")
+        _check_kind(func)
         update_wrapper(self, func, updated=())
         self.func = func
         self.options = given
@@ -176,7 +175,7 @@ class Task(Generic[P, R]):
         )
         app.check(self)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle:
         """Submit a call. Raises SubmitError; where it runs at once, what the function raises."""
         return self._app.submit(self, args, kwargs)
 
@@ -189,7 +188,16 @@ class Task(Generic[P, R]):
         return self._app.submit_all(self, calls) if calls else []
 
     def using(self, **changes: Any) -> Task[P, R]:
-        """Return this task with other options. Raises InvalidTask."""
+        """Return this task with other options. Raises InvalidTask.
+
+        Those that the worker goes by are those of the declaration, and cannot change.
+        """
+        fixed = {"name", "retry", "spooler_return", "dead_letter"} & set(changes)
+        if fixed:
+            raise InvalidTask(
+                f"{self.name}: {', '.join(sorted(fixed))} cannot change from call to call; "
+                "declare it with @task"
+            )
         return Task(self.func, options(changes, self.options), self._app)
 
     def job(self, id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:  # noqa: A002
@@ -220,6 +228,22 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
+
+
+def _check_kind(func: Callable[..., Any]) -> None:
+    """Raise InvalidTask for what can be called, and would do nothing or fail each time."""
+    if not callable(func):
+        raise InvalidTask(f"@task decorates a function, not {func!r}")
+    inner = inspect.unwrap(func)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise InvalidTask(f"{func!r} is a generator, of which a call would run nothing")
+    outer, _, name = getattr(func, "__qualname__", "").rpartition(".")
+    code = _code(func)
+    if outer and not outer.endswith("<locals>") and code and code.co_varnames[:1] == ("self",):
+        raise InvalidTask(
+            f"{outer}.{name} is a method, and its object does not travel: make it a function "
+            "that takes what it needs of the object"
+        )
 
 
 def _code(func: Callable[..., Any]) -> CodeType | None:

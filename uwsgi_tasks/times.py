@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,10 @@ def seconds(value: float | timedelta, name: str) -> float:
     if not 0 <= value < float("inf"):
         raise InvalidTask(f"{name} must not be negative, and must end: {value!r}")
     return float(value)
+
+
+_END = 253_402_300_800
+"""The end of the year 9999, after which a datetime ends; also for infinity, and what is none."""
 
 
 def due(
@@ -45,6 +48,6 @@ def due(
         return value.timestamp(), None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidTask(f"at= takes a timestamp, a datetime or a timedelta, not {value!r}")
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < _END:
         raise InvalidTask(f"at={value!r} is not a time in seconds since 1970")
     return float(value), None

@@ -6,10 +6,9 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from uwsgi_tasks.errors import (
     Unpicklable,
     shown,
 )
+from uwsgi_tasks.loop import run_coroutine
 from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, Job, Result, State
 from uwsgi_tasks.task import Options, Task
 
@@ -58,7 +58,7 @@ def decide(
     if error is not None:
         return _failed(job, options, error, now)
     # Their own types only: True, 1.0 or a number that happens to be -1 are values.
-    if options.obeys_codes and type(value) is int:
+    if (options.obeys_codes or job.retry_count is not None) and type(value) is int:
         if value == SPOOL_RETRY:
             return _asked(job, options, job.retry_count, None, now, endless=options.spooler_return)
         if value == SPOOL_IGNORE and options.spooler_return:
@@ -75,8 +75,9 @@ def _asked(
     *,
     endless: bool = False,
 ) -> Verdict:
-    if wait is None:
-        wait = job.retry_timeout
+    # Set by the exception, it holds for what follows; a back-off goes on growing.
+    timeout = job.retry_timeout if wait is None else wait
+    wait = timeout
     if wait is None:
         wait = options.retry.wait(job.attempt) if options.retry else 0.0
     if count is None and options.retry is not None:
@@ -96,7 +97,7 @@ def _asked(
     following = job.again(
         at=now + wait if wait else None,
         retry_count=None if count is None else count - 1,
-        retry_timeout=wait or job.retry_timeout,
+        retry_timeout=timeout,
     )
     return Verdict(state=State.RETRYING, following=following)
 
@@ -137,10 +138,12 @@ class Worker:
             self.reject(payload, str(error))
             return ()
 
-    def run(self, job: Job) -> Job | None:
+    def run(self, job: Job, payload: bytes | None = None, index: int = 0) -> Job | None:
         """Make one attempt, the only one in this process; return the next job, if any.
 
-        The working directory is the job's when this returns. Raises NotKept.
+        *job* is number *index* of *payload*, from which it is read again should it have to go on:
+        what a task has done to its arguments is no part of the call. The working directory is the
+        job's when this returns. Raises NotKept.
         """
         task = self._tasks.get(job.task)
         if task is None:
@@ -159,12 +162,15 @@ class Worker:
         finally:
             alone.task = None
         # Nearly all of them, and each step costs.
-        if error is None and not task.options.obeys_codes:
+        if error is None and not _speaks(task, current):
             return None
-        return self._settle(task, current.job, value, error).following
+        return self._settle(task, _unspoilt(current.job, payload, index), value, error).following
 
-    def perform(self, job: Job) -> tuple[Result, Job | None]:
-        """Make one attempt for a caller who waits; whatever it raises is in the result."""
+    def perform(self, job: Job, payload: bytes, index: int = 0) -> tuple[Result, Job | None]:
+        """Make one attempt for a caller who waits; whatever it raises is in the result.
+
+        *job* is number *index* of *payload*, as for `run`.
+        """
         task = self._find(job.task)
         current = CurrentTask(job, self._surroundings)
         token = current_task.set(current)
@@ -172,7 +178,8 @@ class Worker:
             value, error = _attempt(task, job)
         finally:
             current_task.reset(token)
-        verdict = decide(current.job, task.options, value, error, time.time())
+        job = _unspoilt(current.job, payload, index)
+        verdict = decide(job, task.options, value, error, time.time())
         if verdict.state is State.FAILED and error is None:
             error = TasksError(f"{job}: {verdict.reason}")
         result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
@@ -257,11 +264,27 @@ def _encoded(job: Job, variables: dict[str, str]) -> bytes:
         return codec.encode((job._replace(args=(), kwargs={}, buffer=None),))
 
 
+def _speaks(task: Task[..., Any], current: CurrentTask) -> bool:
+    """May the value that the task returned ask for another attempt?"""
+    return task.options.obeys_codes or current.retry_count is not None
+
+
+def _unspoilt(job: Job, payload: bytes | None, index: int) -> Job:
+    """Return *job* with the arguments of its call, whatever the task has done to them."""
+    if payload is None or not (job.args or job.kwargs):
+        return job
+    try:
+        original = codec.decode(payload)[index]
+    except DecodeError:
+        return job
+    return job._replace(args=original.args, kwargs=original.kwargs)
+
+
 def _attempt(task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]:
     try:
         value = task.func(*job.args, **job.kwargs)
         if type(value) is CoroutineType:
-            value = _await(value)
+            value = run_coroutine(value)
     # The attempt: whatever a task raises, sys.exit() included, is how it ended.
     except BaseException as error:  # noqa: BLE001
         return None, error
@@ -284,24 +307,4 @@ def _change_directory(job: Job, path: str) -> None:
     try:
         os.chdir(path)
     except OSError as error:
-        log.warning("%s: working_dir %s: %s; it runs in %s", job, path, error, os.getcwd())
-
-
-_loops: dict[int, Any] = {}
-"""The event loop of this process, by its number: a fork leaves the loop's thread behind."""
-_starting = threading.Lock()
-
-
-def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run *coroutine* to its end on the event loop of this process, in a thread of its own."""
-    # A third of the time and half of the memory of importing us, and few tasks need it.
-    import asyncio  # noqa: PLC0415
-
-    with _starting:
-        loop = _loops.get(os.getpid())
-        if loop is None:
-            loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="uwsgi_tasks", daemon=True).start()
-            _loops.clear()
-            _loops[os.getpid()] = loop
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+        log.warning("%s: working_dir %s: %s; it runs where it is", job, path, error)

@@ -23,15 +23,15 @@ class Receiver(Protocol):
         Raises NotKept if it could not be kept either: then it must stay where it is.
         """
 
-    def run(self, job: Job) -> Job | None:
-        """Make one attempt at *job*; return the job to submit next, if any.
+    def run(self, job: Job, payload: bytes | None = None, index: int = 0) -> Job | None:
+        """Make one attempt at *job*, number *index* of *payload*; return the next one, if any.
 
         What failed for good is a dead letter when this returns. Raises NotKept if it could not be
         kept: then it must stay where it is.
         """
 
-    def perform(self, job: Job) -> tuple[Result, Job | None]:
-        """Make one attempt at *job* for a caller who waits for the result."""
+    def perform(self, job: Job, payload: bytes, index: int = 0) -> tuple[Result, Job | None]:
+        """Make one attempt, as `run` does, for a caller who waits for the result."""
 
     def bury(self, job: Job, reason: str) -> None:
         """Make *job* a dead letter, without an attempt. Raises NotKept."""

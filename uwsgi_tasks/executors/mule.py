@@ -41,6 +41,8 @@ class MuleExecutor(Executor):
     def check(self, options: Options) -> None:
         """Refuse what needs a delay where nobody can delay."""
         super().check(options)
+        if isinstance(options.mule, int):
+            self._server.check_mule(options.mule)
         if options.waits and self._relay() is None:
             raise InvalidTask(
                 "a mule cannot wait before it tries again: use the spooler, add one to this "
@@ -66,15 +68,19 @@ class MuleExecutor(Executor):
             if message[:3] != codec.MAGIC:
                 self._foreign(message, theirs)
                 return
-            home = os.getcwd()
-            try:
-                for job in self._receiver.decode(message):
-                    self._run(job)
-            finally:
-                os.chdir(home)
+            jobs = self._receiver.decode(message)
         # uWSGI would print it and go on; nobody else can still keep what is in the message.
         except Exception:
             log.critical("a message of %d bytes is lost", len(message), exc_info=True)
+            return
+        home = _here()
+        for index, job in enumerate(jobs):
+            try:
+                self._run(job, message, index)
+            except Exception:
+                log.critical("%s is lost", job, exc_info=True)
+        if home is not None:
+            os.chdir(home)
 
     def _foreign(self, message: bytes, theirs: Callable[[bytes], Any] | None) -> None:
         if theirs is None:
@@ -86,9 +92,9 @@ class MuleExecutor(Executor):
             log.exception("%s could not handle a message", getattr(theirs, "__name__", theirs))
             self._receiver.reject(message, shown(error))
 
-    def _run(self, job: Job | None) -> None:
+    def _run(self, job: Job | None, payload: bytes | None, index: int) -> None:
         while job is not None:
-            job = self._receiver.run(job)
+            job = self._receiver.run(job, payload, index)
             if job is None:
                 return
             try:
@@ -98,5 +104,14 @@ class MuleExecutor(Executor):
                     self._receiver.bury(job, str(error))
                     return
                 log.info("%s: %s; its next attempt runs at once", job, error)
+                payload = None
             else:
                 return
+
+
+def _here() -> str | None:
+    """Return the working directory, if it is still there."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None

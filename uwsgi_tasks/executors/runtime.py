@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import ClassVar
 
 from uwsgi_tasks import codec
+from uwsgi_tasks.errors import TasksError
 from uwsgi_tasks.executors import Executor
-from uwsgi_tasks.model import Job, Result
+from uwsgi_tasks.model import Job, Result, State
 
-_following: ContextVar[deque[Job] | None] = ContextVar("following", default=None)
+_MOST = 1000
+"""Attempts in a row, of a task that sets itself no limit."""
+_following: ContextVar[deque[bytes] | None] = ContextVar("following", default=None)
 
 
 class RuntimeExecutor(Executor):
@@ -25,34 +29,42 @@ class RuntimeExecutor(Executor):
         return True
 
     def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
-        """Run all of *jobs*, and what they ask for; return how the last attempt of each ended."""
-        # What the spooler would refuse, a test with this executor shall find.
-        codec.encode(jobs)
-        return [self._run(job) for job in jobs]
+        """Run all of *jobs*, and what they ask for; return how the last attempt of each ended.
+
+        They are pickled and read again, as on their way to a spooler, so that a test with this
+        executor finds what others would refuse, and a task has its arguments for itself.
+        """
+        payload = codec.encode(jobs)
+        return [self._run(payload, index) for index in range(len(jobs))]
 
     def follow(self, job: Job) -> Sequence[Result]:
         """Run *job* after the attempt that asks for it, not inside it: it may ask again."""
         queue = _following.get()
         if queue is None:
             return self.submit((job,))
-        codec.encode((job,))
-        queue.append(job)
+        queue.append(codec.encode((job,)))
         return ()
 
-    def _run(self, job: Job) -> Result:
-        queue: deque[Job] = deque()
+    def _run(self, payload: bytes, index: int) -> Result:
+        queue: deque[bytes] = deque()
         token = _following.set(queue)
         try:
-            result = self._last(job)
+            result = self._last(payload, index)
             while queue:
-                followed = self._last(queue.popleft())
+                followed = self._last(queue.popleft(), 0)
                 if result.error is None and followed.error is not None:
                     result = followed
             return result
         finally:
             _following.reset(token)
 
-    def _last(self, job: Job | None) -> Result:
-        while job is not None:
-            result, job = self._receiver.perform(job)
-        return result
+    def _last(self, payload: bytes, index: int) -> Result:
+        for _ in range(_MOST):
+            job = codec.decode(payload)[index]
+            result, following = self._receiver.perform(job, payload, index)
+            if following is None:
+                return result
+            payload, index = codec.encode((following,)), 0
+        # A spooler would wait between them; nobody can wait here for what may never come.
+        error = result.error or TasksError(f"{job}: it asked for more than {_MOST} attempts")
+        return replace(result, state=State.FAILED, error=error)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uwsgi_tasks import codec, spool
-from uwsgi_tasks.crashes import Crashes
+from uwsgi_tasks.crashes import REASON, Crashes
 from uwsgi_tasks.errors import (
     ConfigurationError,
     DecodeError,
     InvalidTask,
     SubmitError,
+    TasksError,
     Unpicklable,
 )
 from uwsgi_tasks.executors import Executor, Options
@@ -68,8 +69,8 @@ class SpoolerExecutor(Executor):
     _nice = False
     _shared = False
     """Do other processes serve the same directory?"""
-    _condemned: tuple[str | None, str] = (None, "")
-    """The file that killed its process too often, if uWSGI hands us just that one; and why."""
+    _condemned: str | None = None
+    """The file that killed its process too often, if uWSGI hands us just that one."""
     _unknown_since: float | None = None
 
     def __init__(self, *args: Any) -> None:
@@ -125,28 +126,40 @@ class SpoolerExecutor(Executor):
         job = jobs[0]
         payload = codec.encode(jobs)
         place = self._places.get(job.spooler) or self._find_place(job.spooler)
+        if job.priority is not None and not self._has_priorities(place):
+            raise SubmitError(
+                f"{job.task}: its priority needs 'spooler-ordered = true' in the configuration of "
+                "the uWSGI that serves this directory"
+            )
         if job.at is not None and job.at > time.time():
             place.files.write_later(payload, job.at, job.priority)
             return ()
-        inside = self._server.present
-        if inside:
+        if self._server.present:
             directory = None if job.spooler is None else str(place.files.path)
             self._server.spool(payload, directory, job.priority)
         else:
-            # The files of priorities are put right by a spooler without them when it starts.
-            if job.priority is not None and place.peers.ordered() is False:
-                raise SubmitError(
-                    f"{job.task}: its priority needs 'spooler-ordered = true' in the "
-                    "configuration of the uWSGI that serves this directory"
-                )
             place.files.write(payload, job.priority)
+        self._wake(place)
+        return ()
+
+    def _has_priorities(self, place: _Place) -> bool:
+        if self._server.present:
+            return self._server.spooler_ordered
+        # If nobody is there to tell: a spooler that does not look there mends it when it starts.
+        return place.peers.ordered() is not False
+
+    def _wake(self, place: _Place) -> None:
+        """Have the file that was just written read soon; whatever goes wrong, it is written."""
         if self._mark is not None and place is self._home:
             self._mark.wake()
-        if place.peers.wake(resting=not inside):
-            self._unknown_since = None
+        # uWSGI has signalled those at rest, if it is this server that they belong to.
+        resting = not self._server.present or self._server.has_external_spoolers
+        try:
+            known = place.peers.wake(resting=resting)
+        except OSError as error:
+            log.warning("the spoolers of %s could not be woken: %s", place.files.path, error)
         else:
-            self._complain()
-        return ()
+            self._complain(known)
 
     def _find_place(self, spooler: str | None) -> _Place:
         processes = float("inf")
@@ -172,11 +185,13 @@ class SpoolerExecutor(Executor):
             raise SubmitError(str(error)) from error
         return place
 
-    def _complain(self) -> None:
+    def _complain(self, known: int) -> None:
         """Say once that no spooler process has our callbacks: the jobs wait, and are not lost."""
-        if self._server.role not in {"worker", "mule"}:
+        if known or self._server.role not in {"worker", "mule"}:
+            self._unknown_since = None
+        elif self._server.has_external_spoolers:
             return
-        if self._unknown_since is None:
+        elif self._unknown_since is None:
             self._unknown_since = time.monotonic()
         elif self._unknown_since < time.monotonic() - _GRACE:
             self._unknown_since = float("inf")
@@ -206,9 +221,13 @@ class SpoolerExecutor(Executor):
         incarnation, ordered = self._server.incarnation, self._server.spooler_ordered
         crashes = Crashes(files, incarnation, settings.crash_limit, self._receiver.reject)
         if crashes.settle(current, payload):
-            self._condemned = current, crashes.reason
-        files.tidy(ordered=ordered)
-        crashes.forget_finished()
+            self._condemned = current
+        # Their faults must not keep a spooler from its work.
+        try:
+            files.tidy(ordered=ordered)
+            crashes.forget_finished()
+        except (OSError, TasksError):
+            log.exception("%s could not be tidied", files.path)
         self._mark = Mark(files.path / "running", incarnation, ordered=ordered)
         self._nice = not settings.renice
         self._shared = others > 0
@@ -227,26 +246,31 @@ class SpoolerExecutor(Executor):
             mark = self._mark
             if mark is None or self._pid != os.getpid():
                 mark = self.start(name, payload)
-            if name == spool.TICKET:
-                return self._move_in()
-            if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
-                return self._run_theirs(name, env, theirs)
-            if not self._nice:
-                self._renice()
-            if self._shared:
-                # If we die, another process would take it before the crash is counted.
-                self._put_off(name, _LEASE)
-            mark.begin(name)
-            try:
-                self._run(name, payload, env)
-            finally:
-                if mark.end():
-                    self._server.wake_this_spooler()
+            code = self._handle(name, payload, env, theirs, mark)
         # Whatever it was, the file is the only place where the job is safe.
         except Exception:
             log.exception("%s stays in the spooler, and is tried again", name)
             self._put_off(name, _LEASE)
-            return SPOOL_RETRY
+            code = SPOOL_RETRY
+        # Not in a 'finally': what else ends this process is a crash, and the mark must say so.
+        if mark is not None and mark.end():
+            self._server.wake_this_spooler()
+        return code
+
+    def _handle(
+        self, name: str, payload: bytes, env: dict[Any, Any], theirs: _Theirs, mark: Mark
+    ) -> int:
+        if name == spool.TICKET:
+            return self._move_in()
+        if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
+            return self._run_theirs(name, env, theirs)
+        if not self._nice:
+            self._renice()
+        if self._shared:
+            # If we die, another process would take it before the crash is counted.
+            self._put_off(name, _LEASE)
+        mark.begin(name)
+        self._run(name, payload, env)
         return SPOOL_OK
 
     def _is_ours(self, env: dict[Any, Any], theirs: _Theirs) -> bool:
@@ -259,18 +283,18 @@ class SpoolerExecutor(Executor):
         return False
 
     def _run(self, name: str, payload: bytes, env: dict[Any, Any]) -> None:
-        if name == self._condemned[0]:
-            self._receiver.reject(payload, self._condemned[1], codec.names(payload))
+        if name == self._condemned:
+            self._receiver.reject(payload, REASON, codec.names(payload))
         elif payload[:3] != codec.MAGIC:
             self._run_foreign(name, env)
         elif codec.is_batch(payload):
             self._run_batch(name, payload)
         else:
             for job in self._receiver.decode(payload):
-                self._attempt(job)
+                self._attempt(job, payload)
 
-    def _attempt(self, job: Job) -> None:
-        following = self._receiver.run(job)
+    def _attempt(self, job: Job, payload: bytes | None) -> None:
+        following = self._receiver.run(job, payload)
         if following is not None:
             self._follow_up(following)
 
@@ -285,15 +309,14 @@ class SpoolerExecutor(Executor):
         jobs = self._receiver.decode(payload)
         progress = Progress(self._home.files.path / "running", name)
         if progress.condemned and jobs[progress.done :]:
-            reason = "its process died too often while it ran"
-            self._receiver.bury(jobs[progress.done], reason)
+            self._receiver.bury(jobs[progress.done], REASON)
             progress.note(progress.done + 1)
         done, run, note = progress.done, self._receiver.run, progress.note
-        for count, job in enumerate(jobs[done:], done + 1):
-            following = run(job)
+        for index, job in enumerate(jobs[done:], done):
+            following = run(job, payload, index)
             if following is not None:
                 self._follow_up(following)
-            note(count)
+            note(index + 1)
         progress.forget()
 
     def _run_foreign(self, name: str, env: dict[Any, Any]) -> None:
@@ -307,7 +330,7 @@ class SpoolerExecutor(Executor):
                 except DecodeError as error:
                     reason = str(error)
                 else:
-                    self._attempt(job)
+                    self._attempt(job, None)
                     return
         variables = {
             os.fsdecode(key): value
@@ -326,7 +349,8 @@ class SpoolerExecutor(Executor):
         return code
 
     def _move_in(self) -> int:
-        if self._home.files.move_in(time.time()):
+        ordered = self._server.spooler_ordered
+        if self._home.files.move_in(time.time(), ordered=ordered):
             # This pass has read the directory already.
             self._server.wake_this_spooler()
             self._home.peers.wake(resting=True)
