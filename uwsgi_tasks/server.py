@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -294,15 +295,25 @@ class Server:
             # Asked for again, because somebody has taken their place.
             self._place()
             return
-        # It would put its own callbacks over ours if it were first imported later.
-        with contextlib.suppress(Exception):  # it raises a bare one where there is no master
-            importlib.import_module("uwsgidecorators")
+        self._import_decorators()
         self._hooks = {"spooler": spool, "mule_msg_hook": mule, "post_fork_hook": self._started}
         self._on_fork = fork
         self._place()
         # What is imported after the fork (lazy-apps, spooler-import) has missed that hook.
         if self.role != "master":
             self._started(None)
+
+    def _import_decorators(self) -> None:
+        """Import uWSGI's own decorators now: later, they would put their callbacks over ours."""
+        if "uwsgidecorators" in sys.modules:
+            return
+        names = ("spooler", "mule_msg_hook", "post_fork_hook")
+        written_by_hand = {name: getattr(self._uwsgi, name, None) for name in names}
+        with contextlib.suppress(Exception):  # it raises a bare one where there is no master
+            importlib.import_module("uwsgidecorators")
+        for name, callback in written_by_hand.items():
+            if callback is not None:
+                setattr(self._uwsgi, name, callback)
 
     def _place(self) -> None:
         for name, ours in self._hooks.items():
