@@ -42,12 +42,14 @@ class _Place:
 
     files: spool.SpoolDirectory
     peers: Peers
+    is_elsewhere: bool
+    """Do they belong to another server? Then uWSGI does not signal those at rest."""
 
     @classmethod
-    def at(cls, path: str, processes: float = float("inf")) -> _Place:
+    def at(cls, path: str, processes: float, *, is_elsewhere: bool = False) -> _Place:
         files = spool.SpoolDirectory(path)
         files.check()
-        return cls(files, Peers(files.path / "running", processes))
+        return cls(files, Peers(files.path / "running", processes), is_elsewhere)
 
 
 class SpoolerExecutor(Executor):
@@ -152,17 +154,18 @@ class SpoolerExecutor(Executor):
         """Have the file that was just written read soon; whatever goes wrong, it is written."""
         if self._mark is not None and place is self._home:
             self._mark.wake()
-        # uWSGI has signalled those at rest, if it is this server that they belong to.
-        resting = not self._server.present or self._server.has_external_spoolers
         try:
-            known = place.peers.wake(resting=resting)
+            known = place.peers.wake(resting=place.is_elsewhere)
         except OSError as error:
             log.warning("the spoolers of %s could not be woken: %s", place.files.path, error)
-        else:
-            self._complain(known)
+            return
+        if known:
+            self._unknown_since = None
+        elif not place.is_elsewhere:
+            self._complain()
 
     def _find_place(self, spooler: str | None) -> _Place:
-        processes = float("inf")
+        processes, is_elsewhere = float("inf"), True
         if self._server.present:
             known = self._server.spoolers
             if not known:
@@ -170,6 +173,7 @@ class SpoolerExecutor(Executor):
             path = known[0] if spooler is None else _real(spooler)
             if path not in known:
                 raise SubmitError(f"spooler={spooler!r}: this uWSGI serves {', '.join(known)}")
+            is_elsewhere = self._server.has_external_spoolers
             processes = self._server.spooler_processes(path)
         else:
             directory = spooler or self._settings().spooler_dir
@@ -180,18 +184,17 @@ class SpoolerExecutor(Executor):
             self._places[spooler] = self._home
             return self._home
         try:
-            place = self._places[spooler] = _Place.at(path, processes)
+            place = _Place.at(path, processes, is_elsewhere=is_elsewhere)
+            self._places[spooler] = place
         except ConfigurationError as error:
             raise SubmitError(str(error)) from error
         return place
 
-    def _complain(self, known: int) -> None:
+    def _complain(self) -> None:
         """Say once that no spooler process has our callbacks: the jobs wait, and are not lost."""
-        if known or self._server.role not in {"worker", "mule"}:
-            self._unknown_since = None
-        elif self._server.has_external_spoolers:
+        if self._server.role not in {"worker", "mule"}:
             return
-        elif self._unknown_since is None:
+        if self._unknown_since is None:
             self._unknown_since = time.monotonic()
         elif self._unknown_since < time.monotonic() - _GRACE:
             self._unknown_since = float("inf")
