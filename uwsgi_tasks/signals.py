@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import mmap
-import os
 import struct
 import threading
 import time
@@ -49,7 +48,8 @@ def _shared_file() -> int:
 
     with tempfile.TemporaryFile() as file:
         file.truncate(_SIZE)
-        return os.dup(file.fileno())
+        # Not number 0, over which uWSGI opens /dev/null in its spoolers.
+        return fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 class SignalTask(ABC, Generic[P, R]):
