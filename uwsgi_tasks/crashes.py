@@ -119,9 +119,9 @@ class Crashes:
         done = Progress.read(self._running, name)
         counts = [0, 0]
         with contextlib.suppress(OSError, ValueError):
-            at, *found = (int(word) for word in file.read_text().split())
+            at, crashes, stops = (int(word) for word in file.read_text().split())
             if at == done:
-                counts = found
+                counts = [crashes, stops]
         counts[stopped] += 1
         file.write_text(f"{done} {counts[0]} {counts[1]}")
         limit = max(self._limit, _STOPS) if stopped else self._limit

@@ -1,0 +1,215 @@
+"""To a mule."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeUwsgi
+from uwsgi_tasks import InvalidTask, SubmitError
+from uwsgi_tasks.codec import decode, encode
+from uwsgi_tasks.executors.mule import MuleExecutor
+from uwsgi_tasks.model import Job
+from uwsgi_tasks.server import Server
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.task import options
+
+JOB = Job("1", "shop.send", (1,))
+
+
+class Receiver:
+    """Runs nothing, and answers with what it was told to."""
+
+    def __init__(self):
+        self.ran, self.buried, self.rejected = [], [], []
+        self.following, self.given = [], []
+        self.error = None
+
+    def decode(self, payload):
+        return decode(payload)
+
+    def run(self, job, payload=None, index=0):
+        self.given.append((payload, index))
+        if self.error:
+            raise self.error
+        os.chdir("/")
+        self.ran.append(job)
+        return self.following.pop(0) if self.following else None
+
+    def bury(self, job, reason):
+        self.buried.append((job, reason))
+
+    def reject(self, payload, reason):
+        self.rejected.append((payload, reason))
+
+
+class Relay:
+    """An executor that can delay."""
+
+    def __init__(self, *, ready=True):
+        self.jobs = []
+        self.ready = lambda: ready
+
+    def submit(self, jobs):
+        self.jobs.extend(jobs)
+        return ()
+
+
+@pytest.fixture
+def uwsgi():
+    return FakeUwsgi(mules=1)
+
+
+@pytest.fixture
+def receiver():
+    return Receiver()
+
+
+@pytest.fixture
+def mule(uwsgi, receiver):
+    server = Server(uwsgi)
+    made = MuleExecutor(server, Settings)
+    made.listen(receiver)
+    with uwsgi.being("master"):
+        server.install(lambda *_: -2, made.receive, lambda: None)
+    uwsgi.fork(server, "mule")
+    return made
+
+
+def test_it_is_ready_once_a_mule_has_started(mule):
+    assert mule.ready() is True
+
+
+def test_it_is_ready_in_the_master_which_loads_before_it_forks():
+    assert MuleExecutor(Server(FakeUwsgi(mules=1, role="master")), Settings).ready() is True
+
+
+@pytest.mark.parametrize("opt", [{}, {"mules": 1}, {"mule": b"program.py"}])
+def test_it_is_not_ready_where_nobody_would_run_a_job(opt):
+    assert MuleExecutor(Server(FakeUwsgi(**opt)), Settings).ready() is False
+
+
+def test_many_jobs_are_one_message(mule, uwsgi):
+    jobs = [JOB._replace(id=str(number)) for number in range(3)]
+    mule.submit(jobs)
+    assert list(decode(uwsgi.messages[0][0])) == jobs
+
+
+def test_a_job_of_the_future_goes_to_who_can_delay(mule, uwsgi):
+    mule.relay = Relay()
+    later = JOB._replace(at=time.time() + 60)
+    mule.submit([later])
+    assert (mule.relay.jobs, len(uwsgi.messages)) == ([later], 0)
+
+
+def test_a_job_whose_time_has_come_is_sent(mule, uwsgi):
+    mule.submit([JOB._replace(at=time.time() - 60)])
+    assert len(uwsgi.messages) == 1
+
+
+@pytest.mark.parametrize("relay", [None, Relay(ready=False)])
+def test_a_job_of_the_future_is_refused_where_nobody_can_delay(mule, relay):
+    mule.relay = relay
+    with pytest.raises(SubmitError, match="a mule cannot wait: use the spooler"):
+        mule.submit([JOB._replace(at=time.time() + 60)])
+
+
+@pytest.mark.parametrize("relay", [None, Relay(ready=False)])
+def test_retries_that_wait_are_refused_where_nobody_can_delay(mule, relay):
+    mule.relay = relay
+    with pytest.raises(InvalidTask, match=r"a mule cannot wait .*: use the spooler"):
+        mule.check(options({"retry_count": 3, "retry_timeout": 5}))
+
+
+def test_retries_that_wait_are_taken_where_somebody_can_delay(mule):
+    mule.relay = Relay()
+    assert mule.check(options({"retry_count": 3, "retry_timeout": 5})) is None
+
+
+def test_all_jobs_of_a_message_are_run(mule, receiver):
+    jobs = [JOB._replace(id=str(number)) for number in range(3)]
+    mule.receive(encode(jobs), None)
+    assert receiver.ran == jobs
+
+
+def test_each_job_comes_with_where_it_can_be_read_again(mule, receiver):
+    message = encode([JOB, JOB._replace(id="2")])
+    mule.receive(message, None)
+    assert receiver.given == [(message, 0), (message, 1)]
+
+
+def test_the_directory_of_the_mule_is_its_own_again_after_a_job(mule, home):
+    mule.receive(encode([JOB]), None)
+    assert Path.cwd() == home
+
+
+def test_the_next_attempt_is_sent(mule, uwsgi, receiver):
+    receiver.following = [JOB.again(None)]
+    mule.receive(encode([JOB]), None)
+    assert decode(uwsgi.messages[0][0])[0].attempt == 2
+
+
+def test_the_next_attempt_runs_at_once_where_the_queue_is_full(mule, uwsgi, receiver):
+    uwsgi.room = 0
+    receiver.following = [JOB.again(None)]
+    mule.receive(encode([JOB]), None)
+    assert [job.attempt for job in receiver.ran] == [1, 2]
+
+
+def test_what_runs_at_once_can_still_be_read_again(mule, uwsgi, receiver):
+    # Its arguments are those of the call, and what the second attempt makes of them is not.
+    uwsgi.room = 0
+    receiver.following = [JOB.again(None), JOB.again(None).again(None)]
+    message = encode([JOB])
+    mule.receive(message, None)
+    assert receiver.ran[1].attempt == 2
+    assert all(
+        payload and decode(payload)[index].args == JOB.args for payload, index in receiver.given
+    )
+
+
+def test_a_mule_that_is_not_there_is_refused_when_the_task_is_declared(mule):
+    with pytest.raises(InvalidTask, match="there is no mule 2: this server has 1"):
+        mule.check(options({"mule": 2}))
+    assert mule.check(options({"mule": 1})) is None
+
+
+def test_a_mule_whose_directory_is_gone_runs_its_jobs(mule, receiver, home):
+    home.rmdir()
+    mule.receive(encode([JOB]), None)
+    assert receiver.ran == [JOB]
+
+
+def test_the_next_attempt_is_buried_where_it_can_neither_wait_nor_run(mule, receiver):
+    receiver.following = [JOB.again(time.time() + 60)]
+    mule.receive(encode([JOB]), None)
+    ((job, reason),) = receiver.buried
+    assert (job.attempt, reason.startswith("a mule cannot wait")) == (2, True)
+
+
+def test_a_message_that_cannot_be_kept_is_lost_with_a_log_line(mule, receiver, caplog):
+    receiver.error = OSError("disk full")
+    mule.receive(encode([JOB]), None)
+    (record,) = caplog.records
+    assert (record.levelname, "is lost" in record.message) == ("CRITICAL", True)
+
+
+def test_a_message_that_is_not_ours_goes_to_the_hook_before_ours(mule, receiver):
+    got = []
+    mule.receive(b"theirs", got.append)
+    assert (got, receiver.rejected) == ([b"theirs"], [])
+
+
+def test_a_message_that_is_nobodys_is_a_dead_letter(mule, receiver):
+    mule.receive(b"whose?", None)
+    assert receiver.rejected == [(b"whose?", "a message to a mule that is not ours")]
+
+
+def test_a_message_that_the_hook_before_ours_cannot_handle_is_a_dead_letter(mule, receiver, caplog):
+    def theirs(_message):
+        raise KeyError("unknown")
+
+    mule.receive(b"theirs", theirs)
+    assert receiver.rejected == [(b"theirs", "KeyError: 'unknown'")]
+    assert "theirs could not handle a message" in caplog.text

@@ -1,0 +1,124 @@
+"""Coroutines, on one event loop for each process."""
+
+import asyncio
+import contextvars
+import os
+import threading
+
+import pytest
+
+from uwsgi_tasks import loop
+from uwsgi_tasks.loop import run_coroutine
+
+DEADLOCK = 10
+"""Seconds after which we do not wait any longer."""
+
+
+async def double(value):
+    await asyncio.sleep(0)
+    return 2 * value
+
+
+async def where():
+    await asyncio.sleep(0)
+    return asyncio.get_running_loop(), threading.current_thread()
+
+
+def in_time(coroutine):
+    """Run *coroutine*, and fail if it never ends."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run_coroutine(coroutine)), daemon=True)
+    thread.start()
+    thread.join(DEADLOCK)
+    assert found, "it waits for ever"
+    return found[0]
+
+
+@pytest.fixture(autouse=True)
+def _a_loop_of_its_own(monkeypatch):
+    # One that a test has brought to a stand must not stop the others.
+    monkeypatch.setattr(loop, "_loops", {})
+
+
+def test_a_coroutine_runs_to_its_end():
+    assert run_coroutine(double(21)) == 42
+
+
+def test_what_a_coroutine_raises_is_raised():
+    async def fail():
+        await asyncio.sleep(0)
+        raise OSError("no such host")
+
+    with pytest.raises(OSError, match="no such host"):
+        run_coroutine(fail())
+
+
+def test_all_run_on_one_loop_in_a_thread_of_its_own():
+    (first, thread), second = run_coroutine(where()), run_coroutine(where())
+    assert (first, thread) == second
+    assert thread is not threading.current_thread()
+    assert thread.daemon is True
+
+
+def test_threads_that_begin_together_share_one_loop():
+    found = []
+    barrier = threading.Barrier(8)
+
+    def begin():
+        barrier.wait()
+        found.append(run_coroutine(where()))
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(found), len(set(found))) == (8, 1)
+
+
+def test_a_fork_makes_a_loop_of_its_own():
+    run_coroutine(double(1))
+    child = os.fork()
+    if child == 0:
+        os._exit(run_coroutine(double(21)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert list(loop._loops) == [os.getpid()]
+
+
+def test_a_coroutine_may_run_another_one():
+    async def outer():
+        return run_coroutine(double(21))
+
+    assert in_time(outer()) == 42
+
+
+def test_a_coroutine_that_is_run_by_another_one_has_its_context():
+    variable = contextvars.ContextVar("variable")
+
+    async def inner():
+        return variable.get()
+
+    async def outer():
+        variable.set("outer")
+        return run_coroutine(inner())
+
+    assert in_time(outer()) == "outer"
+
+
+def test_what_the_inner_coroutine_raises_reaches_the_outer_one():
+    async def fail():
+        raise OSError("no such host")
+
+    async def outer():
+        with pytest.raises(OSError, match="no such host"):
+            run_coroutine(fail())
+        return "caught"
+
+    assert in_time(outer()) == "caught"
+
+
+def test_coroutines_may_run_each_other_to_any_depth():
+    async def nested(depth):
+        return depth if depth == 5 else run_coroutine(nested(depth + 1))
+
+    assert in_time(nested(0)) == 5

@@ -1,0 +1,522 @@
+"""Which spooler processes live, and what each of them is running."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from uwsgi_tasks import marks
+from uwsgi_tasks.marks import Dead, Mark, Peers, Progress, bereave
+
+FILE = "uwsgi_spoolfile_on_web1_1_2_3"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "running"
+
+
+class Child:
+    """Another process; it does *first*, then what it is told, one callable's name at a time."""
+
+    def __init__(self, first, **actions):
+        ours, self._pipe = os.pipe()
+        self._answers, theirs = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            # Nothing of the test's own process may run in here.
+            with contextlib.suppress(BaseException):
+                self.state = first()
+                os.write(theirs, b"ready   ")
+                while word := os.read(ours, 8):
+                    answer = str(actions[word.decode().strip()](self.state))
+                    os.write(theirs, answer.encode().ljust(8))
+            os._exit(0)
+        os.close(ours)
+        os.close(theirs)
+        assert self._answer() == "ready"
+
+    def _answer(self):
+        return os.read(self._answers, 8).decode().strip()
+
+    def do(self, word):
+        os.write(self._pipe, word.encode().ljust(8))
+        return self._answer()
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._pipe)
+        os.close(self._answers)
+
+
+@pytest.fixture
+def child(folder):
+    """Start a spooler process with a mark; a signal that it gets is counted."""
+    started = []
+
+    def start(running=None, *, ordered=False, incarnation=b"4711.1"):
+        def first():
+            woken = []
+            signal.signal(signal.SIGUSR1, lambda number, _frame: woken.append(number))
+            mark = Mark(folder, incarnation, ordered=ordered)
+            if running:
+                mark.begin(running)
+            return mark, woken
+
+        actions = {
+            "begin": lambda state: state[0].begin(FILE),
+            "end": lambda state: state[0].end(),
+            "wake": lambda state: state[0].wake(),
+            "signals": lambda state: len(state[1]),
+        }
+        started.append(Child(first, **actions))
+        return started[-1]
+
+    yield start
+    for one in started:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            one.kill()
+
+
+def name_of(pid):
+    """What the mark of a process of this container is called."""
+    return f"{pid}.{Path('/proc/self/ns/pid').stat().st_ino}"
+
+
+def left_by_the_dead(folder):
+    return list(bereave(folder))
+
+
+# --- who died, and of what
+
+
+def test_a_process_that_died_over_a_file_has_left_its_name(folder, child):
+    child(FILE).kill()
+    assert left_by_the_dead(folder) == [Dead(running=FILE, incarnation=b"4711.1")]
+
+
+def test_a_process_that_died_at_rest_was_running_nothing(folder, child):
+    process = child(FILE)
+    process.do("end")
+    process.kill()
+    assert [dead.running for dead in left_by_the_dead(folder)] == [None]
+
+
+def test_the_dead_are_mourned_once(folder, child):
+    child(FILE).kill()
+    left_by_the_dead(folder)
+    assert left_by_the_dead(folder) == []
+
+
+def test_the_living_are_left_alone(folder, child):
+    process = child(FILE)
+    assert left_by_the_dead(folder) == []
+    assert (folder / name_of(process.pid)).exists()
+
+
+def test_each_of_several_dead_has_left_its_own(folder, child):
+    for number in range(3):
+        child(f"{FILE}_{number}").kill()
+    assert {dead.running for dead in left_by_the_dead(folder)} == {
+        f"{FILE}_{number}" for number in range(3)
+    }
+
+
+def test_a_shorter_name_leaves_nothing_of_the_longer_one_before_it(folder):
+    mark = Mark(folder, b"", ordered=False)
+    mark.begin(FILE + "_long")
+    mark.begin(FILE)
+    assert marks._dead(bytes(mark._map)).running == FILE
+
+
+def test_no_folder_means_that_nobody_died(tmp_path):
+    assert left_by_the_dead(tmp_path / "missing") == []
+
+
+def test_other_files_are_no_marks(folder):
+    folder.mkdir()
+    (folder / f"{FILE}.crashes").write_text("2")
+    assert left_by_the_dead(folder) == []
+
+
+def test_an_empty_mark_is_of_a_process_that_ran_nothing(folder):
+    # It died between the creation of its file and the first word in it.
+    folder.mkdir()
+    (folder / name_of(99999)).touch()
+    assert left_by_the_dead(folder) == [Dead(running=None, incarnation=b"")]
+
+
+def test_two_newcomers_do_not_mourn_one_process_twice(folder, child, monkeypatch):
+    child(FILE).kill()
+    lockf = fcntl.lockf
+
+    def late(handle, *args):
+        lockf(handle, *args)
+        for path in folder.iterdir():
+            path.unlink()
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    assert left_by_the_dead(folder) == []
+
+
+def test_a_new_process_with_the_number_of_a_dead_one_begins_afresh(folder):
+    folder.mkdir()
+    (folder / name_of(os.getpid())).write_bytes(b"\x01" * 2048)
+    mark = Mark(folder, b"4711.2", ordered=False)
+    assert marks._dead(bytes(mark._map)) == Dead(running=None, incarnation=b"4711.2")
+
+
+def test_a_newcomer_whose_file_is_taken_for_a_dead_ones_makes_another(folder, monkeypatch):
+    folder.mkdir()
+    lockf, calls = fcntl.lockf, []
+
+    def taken_once(handle, *args):
+        if not calls:
+            (folder / name_of(os.getpid())).unlink()
+        calls.append(handle)
+        lockf(handle, *args)
+
+    monkeypatch.setattr(fcntl, "lockf", taken_once)
+    Mark(folder, b"", ordered=False)
+    assert (len(calls), (folder / name_of(os.getpid())).exists()) == (2, True)
+
+
+def test_a_fork_of_a_spooler_does_not_keep_its_mark_alive(folder):
+    reading, writing = os.pipe()
+
+    def spooler():
+        Mark(folder, b"", ordered=False).begin(FILE)
+        grandchild = os.fork()
+        if grandchild == 0:
+            os.read(reading, 1)
+            os._exit(0)
+
+    process = Child(spooler)
+    process.kill()
+    found = [dead.running for dead in left_by_the_dead(folder)]
+    os.write(writing, b"x")
+    assert found == [FILE]
+
+
+# --- waking
+
+
+def test_a_process_at_rest_is_woken_by_a_signal(folder, child):
+    process = child()
+    assert Peers(folder).wake(resting=True) == 1
+    assert process.do("signals") == "1"
+
+
+def test_a_busy_process_is_not_signalled(folder, child):
+    process = child(FILE)
+    Peers(folder).wake(resting=True)
+    assert process.do("signals") == "0"
+
+
+def test_a_busy_process_learns_at_the_end_of_its_job_that_there_is_more(folder, child):
+    process = child(FILE)
+    Peers(folder).wake(resting=True)
+    assert process.do("end") == "True"
+
+
+def test_a_process_that_nobody_woke_has_nothing_more_to_do(child):
+    assert child(FILE).do("end") == "False"
+
+
+def test_a_burst_of_submits_makes_one_more_pass(folder, child):
+    process, peers = child(FILE), Peers(folder)
+    for _ in range(100):
+        peers.wake(resting=True)
+    ends = [process.do("end")]
+    process.do("begin")
+    assert [*ends, process.do("end")] == ["True", "False"]
+
+
+def test_a_process_that_submits_itself_makes_one_more_pass(child):
+    process = child(FILE)
+    process.do("wake")
+    assert process.do("end") == "True"
+
+
+def test_a_process_that_uwsgi_forgot_at_the_end_of_its_job_is_signalled_once(folder, child):
+    # uWSGI signals those at rest itself, but goes by a mark of its own.
+    process, peers = child(), Peers(folder)
+    for _ in range(10):
+        peers.wake(resting=False)
+    assert process.do("signals") == "1"
+
+
+def test_several_processes_are_all_woken(folder, child):
+    processes = [child(), child(), child(FILE)]
+    assert Peers(folder).wake(resting=True) == 3
+    assert [process.do("signals") for process in processes] == ["1", "1", "0"]
+    assert processes[2].do("end") == "True"
+
+
+def test_the_dead_are_not_woken(folder, child):
+    child().kill()
+    assert Peers(folder).wake(resting=True) == 0
+
+
+def test_a_process_does_not_wake_itself(folder):
+    mark = Mark(folder, b"", ordered=False)
+    assert Peers(folder).wake(resting=True) == 0
+    assert mark.end() is False
+
+
+@pytest.mark.parametrize("error", [ProcessLookupError, PermissionError])
+def test_a_process_that_cannot_be_signalled_is_no_fault(folder, child, monkeypatch, error):
+    child()
+
+    def refuse(*_args):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", refuse)
+        assert Peers(folder).wake(resting=True) == 1
+
+
+def test_without_a_folder_nobody_is_woken(tmp_path):
+    assert Peers(tmp_path / "missing").wake(resting=True) == 0
+
+
+def test_a_newcomer_is_known_at_once_where_one_is_expected(folder, child, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    child()
+    peers = Peers(folder, expected=2)
+    found = [peers.wake(resting=True)]
+    child()
+    assert [*found, peers.wake(resting=True)] == [1, 2]
+
+
+def test_a_newcomer_that_takes_the_place_of_another_is_known_a_second_later(
+    folder, child, monkeypatch
+):
+    child()
+    peers, now = Peers(folder, expected=1), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    found = [peers.wake(resting=True)]
+    child()
+    found.append(peers.wake(resting=True))
+    now += 1.5
+    assert [*found, peers.wake(resting=True)] == [1, 1, 2]
+
+
+def test_looking_at_the_living_does_not_drop_the_lock_of_the_looking_process(folder):
+    def spooler():
+        mark = Mark(folder, b"", ordered=False)
+        mark.begin(FILE)
+        Peers(folder).wake(resting=True)
+        return mark
+
+    process = Child(spooler)
+    found = left_by_the_dead(folder)
+    process.kill()
+    assert found == []
+
+
+def test_a_mark_that_is_not_yet_whole_is_passed_over(folder, child):
+    # Its process lives, and has not yet given it its size.
+    process = child()
+    os.truncate(folder / name_of(process.pid), 0)
+    assert Peers(folder).wake(resting=True) == 0
+
+
+def test_a_mark_that_goes_between_the_listing_and_the_look_is_no_fault(folder, monkeypatch):
+    folder.mkdir()
+    monkeypatch.setattr(marks, "_files", lambda _folder: [folder / name_of(99999)])
+    assert Peers(folder).wake(resting=True) == 0
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_living_tell_whether_they_look_into_the_folders_of_priorities(folder, child, ordered):
+    child(ordered=ordered)
+    assert Peers(folder).ordered() is ordered
+
+
+def test_where_nobody_lives_nobody_can_tell(folder, child):
+    child(ordered=True).kill()
+    assert Peers(folder).ordered() is None
+
+
+# --- progress
+
+
+def test_progress_begins_at_none(tmp_path):
+    assert Progress(tmp_path, FILE).done == 0
+
+
+def test_progress_outlives_the_process_that_made_it(tmp_path):
+    process = Child(lambda: Progress(tmp_path, FILE), note=lambda progress: progress.note(3))
+    process.do("note")
+    process.kill()
+    assert Progress(tmp_path, FILE).done == 3
+
+
+def test_progress_that_is_forgotten_leaves_no_file(tmp_path):
+    Progress(tmp_path, FILE).forget()
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_call_that_must_not_run_again_is_noted_once(tmp_path):
+    progress = Progress(tmp_path, FILE)
+    before = progress.condemned
+    assert (before, progress.condemn(), progress.condemned, progress.condemn()) == (
+        *(False, True),
+        *(True, False),
+    )
+
+
+def test_the_next_call_has_its_own_chance(tmp_path):
+    progress = Progress(tmp_path, FILE)
+    progress.condemn()
+    progress.note(1)
+    assert (progress.condemned, progress.done) == (False, 1)
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_mark_stays_away_from_the_numbers_of_the_standard_streams(folder, closed):
+    # uWSGI opens /dev/null over number 0 after the fork, which would drop the lock.
+    child = os.fork()
+    if child == 0:
+        os.close(closed)
+        mark = Mark(folder, b"", ordered=False)
+        os._exit(mark._file)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) > 2
+
+
+# --- other containers
+
+
+def elsewhere(folder, child, running=None):
+    """A living process whose number counts in another container."""
+    process = child(running)
+    mark = folder / name_of(process.pid)
+    mark.rename(mark.with_name(f"{process.pid}.1"))
+    return process
+
+
+def test_a_process_of_another_container_is_known_and_not_signalled(folder, child):
+    process = elsewhere(folder, child)
+    assert Peers(folder).wake(resting=True) == 1
+    assert process.do("signals") == "0"
+
+
+def test_a_busy_process_of_another_container_learns_that_there_is_more(folder, child):
+    process = elsewhere(folder, child, FILE)
+    Peers(folder).wake(resting=True)
+    assert process.do("end") == "True"
+
+
+def test_a_process_of_another_container_with_our_number_is_not_us(folder, child):
+    process = child(FILE)
+    (folder / name_of(process.pid)).rename(folder / f"{os.getpid()}.1")
+    assert Peers(folder).wake(resting=True) == 1
+    assert process.do("end") == "True"
+
+
+def test_where_namespaces_are_not_known_all_are_one(monkeypatch):
+    def refuse(*_args):
+        raise OSError
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert marks._own_name() == f"{os.getpid()}.0"
+
+
+def test_a_mark_without_a_namespace_is_none(folder):
+    folder.mkdir()
+    (folder / "99999").touch()
+    assert left_by_the_dead(folder) == []
+
+
+# --- a disk that is full
+
+
+def disk_full(*_args):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_mark_that_does_not_fit_on_the_disk_is_an_error_and_not_a_crash(folder, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        Mark(folder, b"", ordered=False)
+
+
+def test_progress_that_does_not_fit_on_the_disk_is_an_error_and_not_a_crash(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        Progress(tmp_path, FILE)
+
+
+@pytest.mark.parametrize("made", ["mark", "progress"])
+def test_all_of_a_mapped_file_has_its_place_on_the_disk(folder, made):
+    if made == "mark":
+        file = folder / marks._own_name()
+        kept = Mark(folder, b"", ordered=False)
+    else:
+        folder.mkdir()
+        file = folder / f"{FILE}.done"
+        kept = Progress(folder, FILE)
+    assert kept is not None
+    assert file.stat().st_blocks * 512 >= file.stat().st_size > 0
+
+
+# --- newcomers
+
+
+def test_newcomers_are_looked_for_at_each_call_by_default(folder, child, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    peers = Peers(folder)
+    found = []
+    for _ in range(3):
+        child()
+        found.append(peers.wake(resting=True))
+    assert found == [1, 2, 3]
+
+
+def test_once_all_are_known_nobody_looks_for_a_second(folder, child, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    child()
+    peers = Peers(folder, 1)
+    looks = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: looks.append(path) or listdir(path))
+    for _ in range(5):
+        peers.wake(resting=True)
+    assert len(looks) == 1
+
+
+def test_those_who_are_known_are_not_asked_again_whether_they_live(folder, child, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    child()
+    peers = Peers(folder)
+    asked = []
+    lives = marks._lives
+    monkeypatch.setattr(marks, "_lives", lambda path: asked.append(path) or lives(path))
+    for _ in range(5):
+        peers.wake(resting=True)
+    assert len(asked) == 1
+
+
+# --- progress that is read
+
+
+def test_progress_can_be_read_without_being_made(tmp_path):
+    assert Progress.read(tmp_path, FILE) == 0
+    assert list(tmp_path.iterdir()) == []
+    Progress(tmp_path, FILE).note(7)
+    assert Progress.read(tmp_path, FILE) == 7
+
+
+def test_progress_that_is_not_whole_is_none(tmp_path):
+    (tmp_path / f"{FILE}.done").write_bytes(b"123")
+    assert Progress.read(tmp_path, FILE) == 0

@@ -1,0 +1,614 @@
+"""One attempt at one job."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from uwsgi_tasks import (
+    SPOOL_IGNORE,
+    SPOOL_OK,
+    SPOOL_RETRY,
+    Retry,
+    RetryTaskException,
+    SubmitError,
+    get_current_task,
+    worker,
+)
+from uwsgi_tasks.codec import decode, encode
+from uwsgi_tasks.current import Surroundings, alone
+from uwsgi_tasks.errors import NotKept, TaskNotFound, TasksError
+from uwsgi_tasks.model import Job, State
+from uwsgi_tasks.task import Task, options
+from uwsgi_tasks.worker import Worker, decide
+
+NOW = 1_700_000_000.0
+OK, AGAIN, FAILED, DROPPED = State.SUCCEEDED, State.RETRYING, State.FAILED, State.CANCELLED
+
+FIXED = Retry(attempts=3, delay=10)
+AT_ONCE = Retry(attempts=3)
+ASKED = RetryTaskException
+
+
+# --- deciding: the outcome, what the job and the task say -> the state; the next run's delay and
+# the runs that it has left
+
+
+@pytest.mark.parametrize(
+    ("outcome", "job", "given", "state", "wait", "left"),
+    [
+        # A value is a value.
+        *[(v, {}, {}, OK, None, None) for v in (None, 0, -1, -2, "text")],
+        (SPOOL_OK, {}, {"spooler_return": True}, OK, None, None),
+        (None, {}, {"spooler_return": True}, OK, None, None),
+        (7, {}, {"spooler_return": True}, OK, None, None),
+        (False, {}, {"spooler_return": True}, OK, None, None),
+        (-1.0, {}, {"spooler_return": True}, OK, None, None),
+        (SPOOL_IGNORE, {}, {"spooler_return": True}, DROPPED, None, None),
+        (SPOOL_IGNORE, {"retry_count": 3}, {"retry_count": 3}, OK, None, None),
+        # SPOOL_RETRY, counted.
+        (SPOOL_RETRY, {"retry_count": 3}, {"retry_count": 3}, AGAIN, None, 2),
+        (SPOOL_RETRY, {"retry_count": 2}, {"retry_count": 3}, AGAIN, None, 1),
+        (SPOOL_RETRY, {"retry_count": 1}, {"retry_count": 3}, FAILED, None, None),
+        (SPOOL_RETRY, {"retry_count": 3, "retry_timeout": 5.0}, {"retry_count": 3}, AGAIN, 5, 2),
+        # SPOOL_RETRY without a count: without a limit, but not without a pause.
+        (SPOOL_RETRY, {}, {"spooler_return": True}, AGAIN, 1, None),
+        (SPOOL_RETRY, {"attempt": 999}, {"spooler_return": True}, AGAIN, 1, None),
+        (SPOOL_RETRY, {"retry_timeout": 5.0}, {"spooler_return": True}, AGAIN, 5, None),
+        # With Retry, that counts.
+        (SPOOL_RETRY, {"attempt": 2}, {"spooler_return": True, "retry": FIXED}, AGAIN, 10, None),
+        (SPOOL_RETRY, {"attempt": 3}, {"spooler_return": True, "retry": FIXED}, FAILED, None, None),
+        # RetryTaskException.
+        (ASKED(), {"retry_count": 2}, {"retry_count": 2}, AGAIN, None, 1),
+        (ASKED(), {"retry_count": 1}, {"retry_count": 2}, FAILED, None, None),
+        (ASKED(), {"retry_count": 2, "retry_timeout": 5.0}, {"retry_count": 2}, AGAIN, 5, 1),
+        (ASKED(timeout=10), {"retry_count": 2, "retry_timeout": 5.0}, {}, AGAIN, 10, 1),
+        (ASKED(timeout=0), {"retry_count": 2, "retry_timeout": 5.0}, {}, AGAIN, None, 1),
+        (ASKED(count=4), {"retry_count": 1}, {}, AGAIN, None, 3),
+        (ASKED(count=4), {}, {}, AGAIN, None, 3),
+        (ASKED(count=1), {"retry_count": 9}, {}, FAILED, None, None),
+        (ASKED(count=0), {"retry_count": 9}, {}, FAILED, None, None),
+        (ASKED(), {}, {}, FAILED, None, None),
+        (ASKED(), {}, {"retry": FIXED}, AGAIN, 10, None),
+        (ASKED(), {"attempt": 3}, {"retry": FIXED}, FAILED, None, None),
+        (ASKED(timeout=7), {}, {"retry": FIXED}, AGAIN, 7, None),
+        # Other exceptions: by Retry alone.
+        (OSError(), {}, {}, FAILED, None, None),
+        (OSError(), {"retry_count": 3}, {"retry_count": 3}, FAILED, None, None),
+        (OSError(), {}, {"retry": AT_ONCE}, AGAIN, None, None),
+        (OSError(), {}, {"retry": FIXED}, AGAIN, 10, None),
+        (OSError(), {"attempt": 2}, {"retry": FIXED}, AGAIN, 10, None),
+        (OSError(), {"attempt": 3}, {"retry": FIXED}, FAILED, None, None),
+        (OSError(), {"attempt": 99}, {"retry": Retry(attempts=0)}, AGAIN, None, None),
+        (OSError(), {}, {"retry": Retry(on=KeyError)}, FAILED, None, None),
+        (OSError(), {}, {"retry": Retry(on=(KeyError, OSError))}, AGAIN, None, None),
+        (OSError(), {"attempt": 2}, {"retry": Retry(delay=2, backoff=3)}, AGAIN, 6, None),
+        (OSError(), {"retry_count": 2}, {"retry": AT_ONCE, "retry_count": 2}, AGAIN, None, 2),
+        # What ends a process is not tried again unless it was asked for.
+        (SystemExit(), {}, {"retry": FIXED}, FAILED, None, None),
+        (KeyboardInterrupt(), {}, {"retry": FIXED}, FAILED, None, None),
+        (SystemExit(), {}, {"retry": Retry(on=BaseException)}, AGAIN, None, None),
+    ],
+)
+def test_what_follows_from_an_attempt(outcome, job, given, state, wait, left):
+    error = outcome if isinstance(outcome, BaseException) else None
+    value = None if error else outcome
+    before = Job("1", "shop.send", ("me",), **job)
+    verdict = decide(before, options(given), value, error, NOW)
+
+    assert verdict.state is state
+    following = verdict.following
+    if state is AGAIN:
+        assert (following.id, following.args, following.attempt) == (
+            "1",
+            ("me",),
+            before.attempt + 1,
+        )
+        assert following.at == (None if wait is None else NOW + wait)
+        assert following.retry_count == left
+    else:
+        assert following is None
+
+
+def test_the_wait_that_was_asked_for_holds_for_the_next_time_too():
+    job = Job("1", "shop.send", retry_count=9)
+    verdict = decide(job, options({}), None, RetryTaskException(timeout=7), NOW)
+    assert verdict.following.retry_timeout == 7
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [({}, "neither retry_count= nor retry="), ({"retry_count": 1, "attempt": 4}, "number 4, the")],
+)
+def test_a_request_that_is_refused_says_why(job, reason):
+    verdict = decide(Job("1", "f", **job), options({}), None, RetryTaskException(), NOW)
+    assert reason in verdict.reason
+
+
+# --- a worker
+
+
+class Graves:
+    """Keeps dead letters in a list; *full* ones take none."""
+
+    full = False
+
+    def __init__(self):
+        self.kept = []
+
+    def __call__(self, variables, body):
+        if self.full:
+            raise SubmitError("no space left")
+        self.kept.append((dict(variables), body))
+        return Path("/dead/letter")
+
+    @property
+    def jobs(self):
+        return [decode(body)[0] for _, body in self.kept]
+
+
+@pytest.fixture
+def graves():
+    return Graves()
+
+
+@pytest.fixture
+def tasks():
+    return {}
+
+
+@pytest.fixture
+def worker_of(tasks, graves, home):
+    def find(name):
+        if name not in found:
+            raise TaskNotFound(f"no task {name}")
+        return found[name]
+
+    found = {}
+    made = Worker(
+        surroundings=Surroundings("spooler", lambda job: job), tasks=tasks, find=find, bury=graves
+    )
+    made.found = found
+    return made
+
+
+class Anywhere:
+    def check(self, task):
+        pass
+
+
+@pytest.fixture
+def run(worker_of, tasks):
+    """Declare a function as a task, and make one attempt at a call of it."""
+
+    def run(func, *args, job=None, **given):
+        tasks["shop.send"] = Task(func, options({"name": "shop.send", **given}), Anywhere())
+        return worker_of.run(Job("3f2c", "shop.send", args, **(job or {})))
+
+    return run
+
+
+def fail(*_args):
+    raise OSError("no such host")
+
+
+def test_a_job_is_run_with_its_arguments(run):
+    got = []
+    assert run(lambda *args: got.append(args), 1, "two") is None
+    assert got == [(1, "two")]
+
+
+def test_a_task_that_is_not_known_yet_is_looked_for(worker_of):
+    got = []
+    worker_of.found["shop.send"] = Task(got.append, options({"name": "shop.send"}), Anywhere())
+    worker_of.run(Job("1", "shop.send", (5,)))
+    assert got == [5]
+
+
+def test_a_job_that_fails_is_a_dead_letter_with_all_that_is_known(run, graves):
+    run(fail, 1, job={"attempt": 2})
+    ((variables, _),) = graves.kept
+    failed_at = variables.pop("failed_at")
+    trace = variables.pop("traceback")
+    assert variables == {
+        "task": "shop.send",
+        "id": "3f2c",
+        "attempt": "2",
+        "error": "OSError: no such host",
+    }
+    assert failed_at.endswith("+00:00")
+    assert trace.startswith("Traceback")
+    assert "in fail" in trace
+
+
+def test_a_traceback_begins_in_the_task(run, graves):
+    run(fail)
+    assert worker.__file__ not in graves.kept[0][0]["traceback"]
+
+
+def test_a_dead_letter_holds_a_job_that_can_be_run_again(run, graves):
+    run(fail, 1, job={"attempt": 3, "at": 5.0, "retry_count": 1})
+    (job,) = graves.jobs
+    assert (job.id, job.args, job.attempt, job.at, job.retry_count) == ("3f2c", (1,), 1, None, 3)
+
+
+def test_a_failure_is_one_log_line_that_names_job_and_file(run, caplog):
+    run(fail)
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("ERROR", "uwsgi_tasks.worker")
+    assert record.getMessage().startswith(
+        "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is kept in /dead/letter\n"
+        "Traceback"
+    )
+
+
+def test_a_log_line_never_shows_the_arguments(run, caplog):
+    password = str(10**9 + 7)
+    run(fail, password, retry=Retry())
+    run(fail, password)
+    assert len(caplog.records) == 2
+    assert password not in caplog.text
+
+
+def test_a_task_that_wants_no_dead_letter_is_logged_all_the_same(run, graves, caplog):
+    run(fail, dead_letter=False)
+    assert graves.kept == []
+    assert "shop.send[3f2c] failed in attempt 1, and is not kept\nTraceback" in caplog.text
+
+
+def test_a_job_that_is_tried_again_is_a_warning_without_a_traceback(run, caplog):
+    following = run(fail, retry=Retry(delay=5))
+    (record,) = caplog.records
+    assert (following.attempt, record.levelname) == (2, "WARNING")
+    assert "attempt 1 failed with OSError; the next one follows in 5.0 s" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_job_that_asks_for_another_attempt_is_no_failure_in_the_log(run, caplog):
+    run(lambda: SPOOL_RETRY, job={"retry_count": 2}, retry_count=2)
+    assert caplog.messages == ["shop.send[3f2c]: attempt 1 asked for another; the next one follows"]
+
+
+def test_a_job_that_is_dropped_is_one_log_line(run, graves, caplog):
+    run(lambda: SPOOL_IGNORE, spooler_return=True)
+    assert caplog.messages == ["shop.send[3f2c] is dropped: it returned SPOOL_IGNORE"]
+    assert graves.kept == []
+
+
+def test_a_request_that_is_refused_is_a_dead_letter_that_says_why(run, graves):
+    run(lambda: SPOOL_RETRY, job={"retry_count": 1}, retry_count=1)
+    assert graves.kept[0][0]["error"] == (
+        "TasksError: it asked for another attempt after number 1, the last one"
+    )
+
+
+def test_a_task_that_no_longer_exists_is_a_dead_letter(worker_of, graves):
+    assert worker_of.run(Job("1", "shop.gone")) is None
+    assert graves.kept[0][0]["error"] == "TaskNotFound: no task shop.gone"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_what_would_end_the_process_is_a_failure_of_the_task(run, graves, error):
+    def end():
+        raise error
+
+    run(end)
+    assert graves.kept[0][0]["error"].startswith(type(error).__name__)
+
+
+def test_a_call_with_the_wrong_arguments_is_a_failure_of_the_task(run, graves):
+    run(lambda: None, 1)
+    assert graves.kept[0][0]["error"].startswith("TypeError: ")
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("not even a message")
+
+
+@pytest.mark.parametrize(
+    "error", [Speechless(), ValueError("half of a pair: \ud83d")], ids=["speechless", "surrogate"]
+)
+def test_an_error_whose_text_cannot_be_shown_is_a_failure_like_others(run, graves, error):
+    def bad():
+        raise error
+
+    assert run(bad) is None
+    assert graves.kept[0][0]["error"].startswith(type(error).__name__)
+
+
+def test_what_a_task_has_made_of_its_arguments_does_not_keep_it_from_being_buried(run, graves):
+    def spoil(given):
+        given.append(threading.Lock())
+        get_current_task().buffer["lock"] = threading.Lock()
+        fail()
+
+    run(spoil, [1])
+    ((variables, _),) = graves.kept
+    assert variables["error"] == "OSError: no such host"
+    assert "_thread.lock" in variables["lost"]
+
+
+class Unshowable:
+    def __reduce__(self):
+        raise RuntimeError("never")
+
+    def __repr__(self):
+        raise RuntimeError("nor this")
+
+
+def test_an_argument_that_can_neither_be_pickled_nor_shown_is_no_hindrance(run, graves):
+    def spoil():
+        get_current_task().buffer["x"] = Unshowable()
+        fail()
+
+    run(spoil)
+    assert graves.kept[0][0]["error"] == "OSError: no such host"
+
+
+def test_a_job_whose_dead_letter_cannot_be_written_is_not_given_up(run, graves):
+    graves.full = True
+    with pytest.raises(
+        NotKept, match="no dead letter could be written: SubmitError: no space left"
+    ):
+        run(fail)
+
+
+# --- where it runs
+
+
+def test_a_job_runs_in_the_directory_of_its_caller(run, tmp_path):
+    got = []
+    run(lambda: got.append(Path.cwd()), job={"working_dir": str(tmp_path)})
+    assert got == [tmp_path]
+
+
+def test_a_directory_that_is_gone_is_no_reason_to_lose_the_job(run, home, caplog):
+    got = []
+    run(lambda: got.append(Path.cwd()), job={"working_dir": "/no/such/folder"})
+    assert got == [home]
+    assert "working_dir /no/such/folder: " in caplog.text
+
+
+def test_the_current_task_is_there_while_it_runs_and_not_after(run):
+    got = []
+    run(lambda: got.append(get_current_task().id))
+    assert (got, get_current_task()) == (["3f2c"], None)
+
+
+def test_the_current_task_is_gone_after_a_failure_too(run):
+    run(fail)
+    assert alone.task is None
+
+
+def test_what_a_task_changes_of_its_job_holds_for_the_next_attempt(run):
+    def change():
+        task = get_current_task()
+        task.retry_timeout = 7
+        task.buffer["done"] = 1
+        raise RetryTaskException(count=5)
+
+    following = run(change)
+    assert (following.retry_timeout, following.buffer) == (7, {"done": 1})
+
+
+@pytest.mark.parametrize(
+    ("ready", "closed"), [(True, 1), (False, 0), (None, 0)], ids=["in use", "not set up", "bare"]
+)
+def test_the_connections_of_django_are_renewed_before_a_job(run, monkeypatch, ready, closed):
+    calls = []
+    database = SimpleNamespace(close_old_connections=lambda: calls.append(1))
+    monkeypatch.setitem(sys.modules, "django.db", database)
+    monkeypatch.delitem(sys.modules, "django.apps", raising=False)
+    if ready is not None:
+        apps = SimpleNamespace(apps=SimpleNamespace(ready=ready))
+        monkeypatch.setitem(sys.modules, "django.apps", apps)
+    run(lambda: None)
+    assert len(calls) == closed
+
+
+# --- coroutines
+
+
+def test_a_coroutine_function_runs_to_its_end(run):
+    got = []
+
+    async def send(value):
+        await asyncio.sleep(0)
+        got.append(value)
+
+    run(send, 5)
+    assert got == [5]
+
+
+def test_a_coroutine_that_fails_is_a_failure_like_others(run, graves):
+    async def send():
+        await asyncio.sleep(0)
+        fail()
+
+    run(send)
+    assert graves.kept[0][0]["error"] == "OSError: no such host"
+
+
+def test_coroutines_of_a_process_share_one_loop(run):
+    loops = []
+
+    async def send():
+        loops.append(asyncio.get_running_loop())
+
+    run(send)
+    run(send)
+    assert loops[0] is loops[1]
+
+
+def test_a_fork_makes_a_loop_of_its_own(run):
+    async def send():
+        await asyncio.sleep(0)
+        return 0
+
+    run(send)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if run(send) is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# --- for a caller who waits
+
+
+def perform(worker, job):
+    return worker.perform(job, encode([job]))
+
+
+def test_the_caller_who_waits_gets_the_value(worker_of):
+    worker_of.found["f"] = Task(lambda: 42, options({"name": "f"}), Anywhere())
+    result, following = perform(worker_of, Job("1", "f"))
+    assert (result.state, result.attempt, result.value, following) == (OK, 1, 42, None)
+
+
+def test_the_caller_who_waits_gets_the_exception_and_no_dead_letter(worker_of, graves):
+    worker_of.found["f"] = Task(fail, options({"name": "f"}), Anywhere())
+    result, _ = perform(worker_of, Job("1", "f"))
+    assert (result.state, type(result.error), graves.kept) == (FAILED, OSError, [])
+
+
+def test_the_caller_who_waits_is_told_why_no_more_attempts_are_made(worker_of):
+    task = Task(lambda: SPOOL_RETRY, options({"name": "f", "retry_count": 1}), Anywhere())
+    worker_of.found["f"] = task
+    result, _ = perform(worker_of, Job("1", "f", retry_count=1))
+    assert isinstance(result.error, TasksError)
+    assert "f[1]: it asked for another attempt" in str(result.error)
+
+
+# --- what is no job
+
+
+def test_bytes_that_are_no_job_are_a_dead_letter_with_the_bytes(worker_of, graves, caplog):
+    assert worker_of.decode(b"nonsense") == ()
+    ((variables, body),) = graves.kept
+    assert (body, list(variables)) == (b"nonsense", ["error"])
+    assert "8 bytes were not run: " in caplog.text
+    assert "/dead/letter" in caplog.text
+
+
+def test_bytes_that_are_jobs_are_given_back(worker_of):
+    job = Job("1", "f")
+    assert list(worker_of.decode(encode([job]))) == [job]
+
+
+def test_bytes_that_could_not_be_kept_are_not_given_up(worker_of, graves):
+    graves.full = True
+    with pytest.raises(NotKept):
+        worker_of.decode(b"nonsense")
+
+
+def test_what_came_with_the_bytes_is_kept_too(worker_of, graves):
+    worker_of.reject(b"", "nobody knows", {"ud_spool_func": "f"})
+    assert graves.kept == [({"error": "nobody knows", "ud_spool_func": "f"}, b"")]
+
+
+def test_a_job_can_be_buried_without_an_attempt(worker_of, graves):
+    worker_of.bury(Job("1", "f", (1,)), "its process died 3 times")
+    assert graves.kept[0][0]["error"] == "TasksError: its process died 3 times"
+    assert graves.jobs[0].args == (1,)
+
+
+# --- what a task has done to its arguments
+
+
+def again_of(worker_of, tasks, func, args=(), kwargs=None, *, jobs=None, index=0, **given):
+    """Make an attempt at a job that can be read again; return the next one."""
+    tasks["shop.send"] = Task(func, options({"name": "shop.send", **given}), Anywhere())
+    jobs = jobs or [Job("3f2c", "shop.send", args, kwargs or {})]
+    payload = encode(jobs)
+    return worker_of.run(decode(payload)[index], payload, index)
+
+
+def spoil(given, **named):
+    given.append(threading.Lock())
+    for value in named.values():
+        value.clear()
+    fail()
+
+
+def test_the_next_attempt_has_the_arguments_of_the_call(worker_of, tasks):
+    args, kwargs = ([1, [2]],), {"copy": {"to": "me"}}
+    following = again_of(worker_of, tasks, spoil, args, kwargs, retry=Retry())
+    assert (following.attempt, following.args, following.kwargs) == (2, *(args, kwargs))
+
+
+def test_of_many_calls_the_next_attempt_has_its_own_arguments(worker_of, tasks):
+    jobs = [Job(str(number), "shop.send", ([number],)) for number in range(3)]
+    following = again_of(worker_of, tasks, spoil, jobs=jobs, index=1, retry=Retry())
+    assert (following.id, following.args) == ("1", ([1],))
+
+
+def test_what_a_task_has_changed_on_purpose_goes_along(worker_of, tasks):
+    def change(given):
+        given.clear()
+        get_current_task().buffer["done"] = 1
+        get_current_task().retry_count = 5
+        return SPOOL_RETRY
+
+    following = again_of(worker_of, tasks, change, ([1],))
+    assert (following.args, following.buffer, following.retry_count) == (([1],), {"done": 1}, 4)
+
+
+def test_a_dead_letter_has_the_arguments_of_the_call(worker_of, tasks, graves):
+    again_of(worker_of, tasks, spoil, ([1],))
+    assert (graves.jobs[0].args, "lost" in graves.kept[0][0]) == (([1],), False)
+
+
+def test_a_job_that_cannot_be_read_again_goes_on_with_what_is_there(worker_of, tasks):
+    def change(given):
+        given.append(2)
+        fail()
+
+    tasks["shop.send"] = Task(change, options({"name": "f", "retry": Retry()}), Anywhere())
+    job = Job("1", "shop.send", ([1],))
+    assert worker_of.run(job, encode([job])[:-1]).args == ([1, 2],)
+
+
+def test_the_caller_who_waits_has_the_arguments_of_the_call_tried_again(worker_of):
+    worker_of.found["f"] = Task(spoil, options({"name": "f", "retry": Retry()}), Anywhere())
+    result, following = perform(worker_of, Job("1", "f", ([1],)))
+    assert (result.state, following.args) == (AGAIN, ([1],))
+
+
+# --- how often
+
+
+def test_the_back_off_goes_on_growing_when_attempts_are_asked_for(run):
+    def ask():
+        raise RetryTaskException
+
+    waits = []
+    for attempt in (1, 2, 3):
+        before = time.time()
+        following = run(ask, job={"attempt": attempt}, retry=Retry(attempts=9, delay=10, backoff=3))
+        waits.append(following.at - before)
+        assert following.retry_timeout is None
+    assert waits == [pytest.approx(wait, abs=1) for wait in (10, 30, 90)]
+
+
+@pytest.mark.parametrize(("count", "left"), [(3, 2), (1, None)])
+def test_a_number_of_runs_that_a_task_sets_makes_its_codes_count(run, count, left):
+    def ask():
+        get_current_task().retry_count = count
+        return SPOOL_RETRY
+
+    following = run(ask)
+    assert (following and following.retry_count) == left
+
+
+def test_a_number_of_runs_of_the_call_makes_its_codes_count(run):
+    assert run(lambda: SPOOL_RETRY, job={"retry_count": 3}).retry_count == 2
+
+
+def test_without_a_number_of_runs_a_code_is_a_value(run, graves):
+    assert (run(lambda: SPOOL_RETRY), graves.kept) == (None, [])

@@ -1,0 +1,257 @@
+"""Jobs that go to mules: fast, at most once, and refused aloud when they cannot be taken."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.uwsgi.serving import CallError, read_spool_file
+
+SOURCE = """
+    import asyncio, os
+    from datetime import timedelta
+    from uwsgi_tasks import Retry, SubmitError, get_current_task, task
+
+    @task(executor="mule")
+    def note(name, payload=b""):
+        record(name, size=len(payload), cwd=os.getcwd())
+
+    @task(executor="mule")
+    def hold(name):
+        record("held")
+        gate(name)
+
+    @task(executor="mule")
+    def fails():
+        raise LookupError("no such order")
+
+    @task(executor="mule", retry=Retry(attempts=3))
+    def flaky():
+        current = get_current_task()
+        record("flaky", attempt=current.attempt, executor=current.executor)
+        raise ConnectionError("no answer")
+
+    @task(executor="mule")
+    async def coroutine():
+        await asyncio.sleep(0.01)
+        record("coroutine", name=get_current_task().name)
+
+    @task(executor="mule")
+    def leaves():
+        raise SystemExit("enough")
+
+    def flood(call, most=20000):
+        for number in range(most):
+            try:
+                call(f"flood {number}")
+            except SubmitError as error:
+                return number, str(error)
+        return most, ""
+"""
+AUTO = """
+    from uwsgi_tasks import task
+
+    @task
+    def anywhere(name, payload=b""):
+        record(name, size=len(payload))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(serve_module):
+    return serve_module(SOURCE, spoolers=0, mules=3, options=["--farm", "heavy:2,3"])
+
+
+def refused(server, call):
+    with pytest.raises(CallError) as caught:
+        server.call(call)
+    assert caught.value.name in {"SubmitError", "InvalidTask"}
+    return str(caught.value)
+
+
+def test_a_task_runs_in_a_mule_where_its_caller_was(server):
+    server.call("note('plain')")
+
+    (event,) = server.wait_for_events("plain")
+    assert event["where"].startswith("mule")
+    assert event["cwd"] == str(server.folder)
+
+
+def test_a_task_runs_in_the_mule_that_it_names(server):
+    for number in (1, 2, 3):
+        server.call(f"note.using(mule={number})('mule-{number}')")
+
+        assert server.wait_for_events(f"mule-{number}")[0]["where"] == f"mule{number}"
+
+
+def test_a_task_runs_in_the_farm_that_it_names(server):
+    server.call("for _ in range(20): note.using(mule='heavy')('farm')")
+
+    events = server.wait_for_events("farm", 20)
+    assert {event["where"] for event in events} <= {"mule2", "mule3"}
+
+
+@pytest.mark.parametrize("mule", [4, 99, 255, 256, 100_000, 2**40])
+def test_a_mule_that_does_not_exist_is_refused_and_harms_nobody(server, mule):
+    worker = server.call("os.getpid()")
+
+    assert str(mule) in refused(server, f"note.using(mule={mule})('nobody')")
+    assert server.call("os.getpid()") == worker
+    assert not server.events("nobody")
+
+
+def test_a_farm_that_does_not_exist_is_refused(server):
+    assert "nowhere" in refused(server, "note.using(mule='nowhere')('nobody')")
+
+
+def test_a_message_over_the_limit_is_refused_and_just_below_it_arrives_whole(server):
+    server.call("note('large', bytes(65_000))")
+
+    assert server.wait_for_events("large")[0]["size"] == 65_000
+    message = refused(server, "note('too-large', bytes(66_000))")
+    assert "65536" in message
+    assert "spooler" in message
+
+
+def test_a_coroutine_function_runs(server):
+    server.call("coroutine()")
+
+    assert server.wait_for_events("coroutine")[0]["name"] == "app.coroutine"
+
+
+def test_a_failing_task_is_logged_and_kept(server):
+    server.call("fails()")
+    server.wait_for(lambda: 'raise LookupError("no such order")' in server.log)
+
+    server.wait_for(lambda: "it is kept in " in server.log)
+    path = Path(server.log.partition("it is kept in ")[2].split()[0])
+    assert b"LookupError: no such order" in path.read_bytes()
+    path.unlink()
+
+
+def test_retries_without_a_delay_need_no_spooler(server):
+    server.call("flaky()")
+
+    events = server.wait_for_events("flaky", 3)
+    assert [event["attempt"] for event in events] == [1, 2, 3]
+
+
+def test_a_retry_that_waits_is_refused_at_the_declaration_where_nobody_can_wait(server):
+    with pytest.raises(CallError, match=r"InvalidTask.*mule cannot wait"):
+        server.call("task(executor='mule', retry=Retry(delay=5))(note.func)")
+
+
+def test_a_mule_survives_a_task_that_exits(server):
+    pids = server.mule_pids()
+    server.call("leaves()")
+
+    server.wait_for(lambda: "SystemExit: enough" in server.log)
+    assert server.mule_pids() == pids
+
+
+def serve_with_a_mule_at_work(serve):
+    """Serve `anywhere`, and wait for its mule: until that has started, a call runs at once."""
+    server = serve(AUTO, spoolers=0, mules=1)
+
+    def at_work():
+        server.call("anywhere('ready')")
+        return any(event["where"] == "mule1" for event in server.events("ready"))
+
+    server.wait_for(at_work)
+    return server
+
+
+def test_a_full_queue_is_refused_and_what_was_taken_runs(serve):
+    server = serve(SOURCE, spoolers=0, mules=1)
+    (mule,) = server.mule_pids()
+    server.call("note('ready')")
+    server.wait_for_events("ready")
+    os.kill(mule, signal.SIGSTOP)
+    taken, message = server.call("flood(note)")
+
+    assert 0 < taken < 20000
+    assert "full" in message
+    assert "mule-msg-size" in message
+    os.kill(mule, signal.SIGCONT)
+    server.wait_for_events(f"flood {taken - 1}")
+    assert len([e for e in server.events() if e["event"].startswith("flood ")]) == taken
+
+
+def test_under_auto_what_a_full_queue_does_not_take_runs_at_once(serve):
+    server = serve_with_a_mule_at_work(serve)
+    os.kill(server.mule_pids()[0], signal.SIGSTOP)
+    server.call("for number in range(1000): anywhere('flood')")
+    at_once = len(server.events("flood"))
+    os.kill(server.mule_pids()[0], signal.SIGCONT)
+
+    server.wait_for_events("flood", 1000)
+    where = {event["where"] for event in server.events("flood")}
+    assert where == {"worker1", "mule1"}
+    assert 0 < at_once < 1000
+
+
+def test_under_auto_what_is_too_large_for_a_mule_runs_at_once(serve):
+    server = serve_with_a_mule_at_work(serve)
+    server.call("anywhere('small')")
+    server.call("anywhere('large', bytes(300_000))")
+
+    assert server.wait_for_events("small")[0]["where"] == "mule1"
+    (event,) = server.events("large")
+    assert (event["where"], event["size"]) == ("worker1", 300_000)
+
+
+def test_under_auto_the_spooler_comes_before_the_mule(serve):
+    server = serve(AUTO, mules=1)
+    server.call("anywhere('small'), anywhere('large', bytes(300_000))")
+
+    assert server.wait_for_events("small")[0]["where"] == "spooler"
+    assert server.wait_for_events("large")[0]["size"] == 300_000
+
+
+def test_beside_a_spooler_retries_of_a_mule_wait_there_and_failures_are_kept_there(serve):
+    server = serve(
+        """
+        from uwsgi_tasks import Retry, task
+
+        @task(executor="mule", retry=Retry(attempts=2, delay=1))
+        def flaky():
+            record("flaky")
+            raise ConnectionError("no answer")
+        """,
+        mules=1,
+    )
+    server.call("flaky()")
+
+    first, second = server.wait_for_events("flaky", 2)
+    assert second["time"] - first["time"] >= 1
+    server.wait_for(server.dead)
+    assert read_spool_file(server.dead()[0])[0]["error"] == b"ConnectionError: no answer"
+
+
+def test_what_is_queued_survives_a_mule_that_is_killed(serve):
+    server = serve(SOURCE, spoolers=0, mules=1)
+    server.call("hold('never')")
+    server.wait_for_events("held")
+    server.call("for number in range(50): note('queued')")
+    os.kill(server.mule_pids()[0], signal.SIGKILL)
+
+    server.wait_for_events("queued", 50)
+    assert len(server.events("held")) == 1
+
+
+def test_without_mules_a_mule_task_is_refused_at_its_declaration(serve):
+    server = serve("from uwsgi_tasks import task\ndef plain(): pass\n")
+
+    with pytest.raises(CallError, match=r"InvalidTask.*mules = "):
+        server.call("task(executor='mule')(plain)")
+
+
+def test_a_mule_sends_its_first_job_as_soon_as_the_server_answers(serve):
+    start = time.monotonic()
+    server = serve(AUTO, spoolers=0, mules=1)
+    server.call("for number in range(10): anywhere('early')")
+
+    server.wait_for_events("early", 10)
+    assert time.monotonic() - start < 10
