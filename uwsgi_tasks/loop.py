@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-_loops: dict[int, tuple[Any, threading.Thread]] = {}
+_loops: dict[int, Any] = {}
 """The loop of this process, by its number: a fork leaves the loop's thread behind."""
 _starting = threading.Lock()
 
@@ -18,18 +18,28 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     # A third of the time and half of the memory of importing us, and few tasks need it.
     import asyncio  # noqa: PLC0415
 
-    with _starting:
-        if os.getpid() not in _loops:
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="uwsgi_tasks", daemon=True)
-            thread.start()
-            _loops.clear()
-            _loops[os.getpid()] = loop, thread
-        loop, thread = _loops[os.getpid()]
-    if threading.current_thread() is thread:
-        # A coroutine that calls a task which runs at once: waiting here would be for ever.
+    if _is_on_a_loop():
+        # A coroutine has called a task which runs at once, and its loop waits for us here: if we
+        # waited for that loop, or one that waits for it, we would do so for ever.
         return _run_elsewhere(coroutine)
+    with _starting:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="uwsgi_tasks", daemon=True).start()
+            _loops.clear()
+            _loops[os.getpid()] = loop
     return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+
+def _is_on_a_loop() -> bool:
+    import asyncio  # noqa: PLC0415
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _run_elsewhere(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -254,10 +254,11 @@ class Timer(SignalTask[P, R]):
                 started, turns, last = self._own
             now = time.time()
             # A timer that served before ticks at moments of its own, and others may tick, too.
-            early = now < max(started, last) + seconds - _SLACK
-            if not started or not turns or early:
+            due = max(started, last) + seconds
+            if not started or not turns or now < due - _SLACK:
                 return False
-            after = (started, turns - 1 if turns > 0 else turns, now)
+            # A turn that comes late does not put off the next one.
+            after = (started, turns - 1 if turns > 0 else turns, max(due, now - seconds))
             if self.target in _EVERYBODY:
                 self._own = after
             else:

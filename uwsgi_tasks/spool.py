@@ -150,9 +150,12 @@ class SpoolDirectory:
         try:
             found = self.path.stat()
         except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
             raise ConfigurationError(
-                f"the spooler directory {self.path} is not there ({error.strerror}): create it, "
-                "owned by the user that uWSGI runs as, or correct 'spooler_dir'"
+                f"the spooler directory {self.path} is not there: create it, owned by the user "
+                "that uWSGI runs as, or correct 'spooler_dir'"
+                if missing
+                else f"the spooler directory {self.path} cannot be reached ({error.strerror})"
             ) from error
         if not stat.S_ISDIR(found.st_mode):
             raise ConfigurationError(f"the spooler directory {self.path} is not a directory")
@@ -274,7 +277,8 @@ class SpoolDirectory:
             if moment > now * 1000:
                 return moved, moment / 1000
             target = self.path / level if ordered and level != "-" else self.path
-            _make_private(target)
+            if target != self.path:
+                _make_private(target)
             (folder / f"{moment}_{level}_{name}").rename(target / name)
             moved += 1
         # Not empty, if somebody is just writing into it: then it stays.

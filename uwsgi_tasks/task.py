@@ -153,6 +153,8 @@ class Task(Generic[P, R]):
     func: Callable[P, R]
     name: str
     options: Options
+    origin: Task[P, R] | None = None
+    """The task that this is a changed copy of."""
     route: Any = None
     """The executor that AUTO stands for, once a call has found it out."""
 
@@ -198,7 +200,10 @@ class Task(Generic[P, R]):
                 f"{self.name}: {', '.join(sorted(fixed))} cannot change from call to call; "
                 "declare it with @task"
             )
-        return Task(self.func, options(changes, self.options), self._app)
+        changed = Task(self.func, options(changes, self.options), self._app)
+        # A local function has a name that the app has made up for it.
+        changed.name, changed.origin = self.name, self
+        return changed
 
     def job(self, id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:  # noqa: A002
         """Return a call of this task as it is now."""

@@ -8,6 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from uwsgi_tasks.errors import InvalidTask
 
+END = 253_402_300_800.0
+"""The end of the year 9999, in seconds since 1970: no datetime is later."""
+
 
 def seconds(value: float | timedelta, name: str) -> float:
     """Return *value* in seconds; it may be a number or a timedelta, and not less than none."""
@@ -18,10 +21,6 @@ def seconds(value: float | timedelta, name: str) -> float:
     if not 0 <= value < float("inf"):
         raise InvalidTask(f"{name} must not be negative, and must end: {value!r}")
     return float(value)
-
-
-_END = 253_402_300_800
-"""The end of the year 9999, after which a datetime ends; also for infinity, and what is none."""
 
 
 def due(
@@ -36,7 +35,10 @@ def due(
         return None, None
     if isinstance(value, timedelta):
         delay = seconds(value, "at")
-        return (time.time() if now is None else now) + delay, delay
+        at = (time.time() if now is None else now) + delay
+        if at >= END:
+            raise InvalidTask(f"at={value!r} is after the year 9999")
+        return at, delay
     if isinstance(value, datetime):
         if value.tzinfo is None:
             warnings.warn(
@@ -48,6 +50,6 @@ def due(
         return value.timestamp(), None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidTask(f"at= takes a timestamp, a datetime or a timedelta, not {value!r}")
-    if not 0 <= value < _END:
+    if not 0 <= value < END:
         raise InvalidTask(f"at={value!r} is not a time in seconds since 1970")
     return float(value), None

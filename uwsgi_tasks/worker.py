@@ -29,6 +29,7 @@ from uwsgi_tasks.errors import (
 from uwsgi_tasks.loop import run_coroutine
 from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, Job, Result, State
 from uwsgi_tasks.task import Options, Task
+from uwsgi_tasks.times import END
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def _asked(
         )
         return Verdict(state=State.FAILED, reason=reason)
     following = job.again(
-        at=now + wait if wait else None,
+        at=min(now + wait, END - 1) if wait else None,
         retry_count=None if count is None else count - 1,
         retry_timeout=timeout,
     )
@@ -106,7 +107,8 @@ def _failed(job: Job, options: Options, error: BaseException, now: float) -> Ver
     retry = options.retry
     if retry is not None and isinstance(error, retry.on) and retry.allows(job.attempt):
         wait = retry.wait(job.attempt)
-        return Verdict(state=State.RETRYING, following=job.again(at=now + wait if wait else None))
+        at = min(now + wait, END - 1) if wait else None
+        return Verdict(state=State.RETRYING, following=job.again(at=at))
     return Verdict(state=State.FAILED, reason=f"attempt {job.attempt} was the last one")
 
 

@@ -4,6 +4,7 @@ import pickle
 import re
 import struct
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from zlib import crc32
 

@@ -101,7 +101,7 @@ def test_a_second_local_function_of_one_name_is_refused(registry):
     assert registry.find("shop.send") is first
 
 
-# --- importing
+# --- modules that are imported for their tasks
 
 
 @pytest.fixture

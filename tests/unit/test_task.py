@@ -45,7 +45,7 @@ def send(to, copy=False):
 class Shop:
     """Functions in a class, and a method."""
 
-    def send(to):
+    def send():
         pass
 
     def sell(self):

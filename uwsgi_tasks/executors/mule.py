@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from uwsgi_tasks import codec
-from uwsgi_tasks.errors import InvalidTask, SubmitError, shown
+from uwsgi_tasks.errors import InvalidTask, SubmitError, Unpicklable, shown
 from uwsgi_tasks.executors import Executor, Options
 from uwsgi_tasks.model import Job, Result
 
@@ -100,11 +100,11 @@ class MuleExecutor(Executor):
             try:
                 self.submit((job,))
             except SubmitError as error:
-                if job.at is not None:
+                if job.at is not None or isinstance(error, Unpicklable):
                     self._receiver.bury(job, str(error))
                     return
                 log.info("%s: %s; its next attempt runs at once", job, error)
-                payload = None
+                payload, index = codec.encode((job,)), 0
             else:
                 return
 

@@ -9,6 +9,7 @@ import pytest
 from tests.fakes import FakeUwsgi
 from uwsgi_tasks import InvalidTask, SubmitError
 from uwsgi_tasks.codec import decode, encode
+from uwsgi_tasks.errors import NotKept
 from uwsgi_tasks.executors.mule import MuleExecutor
 from uwsgi_tasks.model import Job
 from uwsgi_tasks.server import Server
@@ -213,3 +214,15 @@ def test_a_message_that_the_hook_before_ours_cannot_handle_is_a_dead_letter(mule
     mule.receive(b"theirs", theirs)
     assert receiver.rejected == [(b"theirs", "KeyError: 'unknown'")]
     assert "theirs could not handle a message" in caplog.text
+
+
+def test_a_message_of_ours_that_can_neither_be_read_nor_kept_is_lost_with_a_log_line(
+    mule, receiver, caplog
+):
+    def nowhere(_payload):
+        raise NotKept
+
+    receiver.decode = nowhere
+    mule.receive(encode([JOB]), None)
+    assert receiver.ran == []
+    assert caplog.messages == [f"a message of {len(encode([JOB]))} bytes is lost"]
