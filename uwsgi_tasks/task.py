@@ -244,7 +244,8 @@ def _check_kind(func: Callable[..., Any]) -> None:
         raise InvalidTask(f"{func!r} is a generator, of which a call would run nothing")
     outer, _, name = getattr(func, "__qualname__", "").rpartition(".")
     code = _code(func)
-    if outer and not outer.endswith("<locals>") and code and code.co_varnames[:1] == ("self",):
+    first = code.co_varnames[: min(code.co_argcount, 1)] if code else ()
+    if outer and not outer.endswith("<locals>") and first == ("self",):
         raise InvalidTask(
             f"{outer}.{name} is a method, and its object does not travel: make it a function "
             "that takes what it needs of the object"

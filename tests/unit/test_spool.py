@@ -124,8 +124,14 @@ def test_a_private_directory_is_in_order(directory):
 
 
 def test_a_directory_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"is not there .*: create it"):
+    with pytest.raises(ConfigurationError, match="is not there: create it"):
         SpoolDirectory(tmp_path / "missing").check()
+
+
+def test_a_directory_that_cannot_be_reached_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"cannot be reached \(Not a directory\)"):
+        SpoolDirectory(tmp_path / "file" / "spool").check()
 
 
 def test_a_file_is_no_directory(tmp_path):
