@@ -33,7 +33,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[uwsgi,django]'
+	$(BIN)/python -m pip install --quiet --editable '.[uwsgi,django,sql]'
 	@touch $@
 
 $(VENV)/.ready-test: pyproject.toml | $(BIN)/python

@@ -1,6 +1,7 @@
 """A uWSGI without a server: its module, whose spoolers and mules run inside the test."""
 
 import contextlib
+import fcntl
 import os
 import pickle
 import re
@@ -135,6 +136,9 @@ class FakeUwsgi:
             os.getpid() if number == self.serving else 0 for number in range(len(self.spoolers))
         ]
 
+    def set_user_harakiri(self, seconds):
+        self.harakiri = seconds
+
     def set_spooler_frequency(self, seconds):
         self.frequency = seconds
 
@@ -182,7 +186,15 @@ class FakeUwsgi:
     def _manage(self, path):
         if int(path.stat().st_mtime) > int(time.time()):
             return False
-        content = path.read_bytes()
+        # uWSGI passes over what others have locked, and keeps its own lock until it has ended.
+        with path.open("r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return self._run(path, file.read())
+
+    def _run(self, path, content):
         _, length, _ = struct.unpack_from("<BHB", content)
         texts, at = [], 4
         while at < 4 + length:

@@ -7,8 +7,12 @@ from uwsgi_tasks.errors import (
     InvalidTask,
     ResultNotKept,
     RetryTaskException,
+    StoreError,
     SubmitError,
+    TaskCancelled,
+    TaskFailed,
     TasksError,
+    TaskTimeout,
 )
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_OK, SPOOL_RETRY, Job, State, TaskExecutor
@@ -40,9 +44,13 @@ __all__ = [
     "Retry",
     "RetryTaskException",
     "State",
+    "StoreError",
     "SubmitError",
     "Task",
+    "TaskCancelled",
     "TaskExecutor",
+    "TaskFailed",
+    "TaskTimeout",
     "TasksError",
     "configure",
     "cron",

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
+from uwsgi_tasks import probe
 from uwsgi_tasks import settings as settings_module
-from uwsgi_tasks import spool
 from uwsgi_tasks.current import Surroundings
-from uwsgi_tasks.errors import ConfigurationError, InvalidTask, SubmitError, TaskNotFound
+from uwsgi_tasks.dead_letters import DeadLetters
+from uwsgi_tasks.errors import (
+    ConfigurationError,
+    InvalidTask,
+    TaskNotFound,
+)
 from uwsgi_tasks.executors import Executor, load
 from uwsgi_tasks.executors.mule import MuleExecutor
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import Job, Result, TaskExecutor, new_id
+from uwsgi_tasks.keeping import Keeping
+from uwsgi_tasks.ledger import Ledger
+from uwsgi_tasks.limits import alarm
+from uwsgi_tasks.model import (
+    Count,
+    Job,
+    Standing,
+    TaskExecutor,
+)
 from uwsgi_tasks.registry import Registry
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.signals import Cron, Timer
+from uwsgi_tasks.stores import Store
+from uwsgi_tasks.submitting import UNREACHABLE, Submitting
 from uwsgi_tasks.task import Task, options
+from uwsgi_tasks.tracker import Tracker
 from uwsgi_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -34,11 +49,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_UNREACHABLE = (
-    "it cannot be imported by the process that shall run it: declare it at the top level of a "
-    "module that can be imported, or use executor=TaskExecutor.RUNTIME; name= is for a function "
-    "that the spoolers and mules have declared under that name"
-)
 _server = Server()
 """The one that this process belongs to."""
 _apps: WeakSet[App] = WeakSet()
@@ -58,17 +68,41 @@ class App:
         self.tasks = Registry()
         self._overrides = overrides
         self._settings: Settings | None = None
-        self._spooler = SpoolerExecutor(self.server, lambda: self.settings)
-        self._mule = MuleExecutor(self.server, lambda: self.settings)
+        self._building = threading.RLock()
+        self._warned: set[str] = set()
+        # Read anew each time: they may change, and Django may not be there yet.
+        settings = self._read_settings
+        ways = self.server, settings
+        self._spooler, self._mule = SpoolerExecutor(*ways), MuleExecutor(*ways)
         self._mule.relay = self._spooler
+        self._spooler.answer = self._answer
         self._executors: dict[str, Executor] = {
             TaskExecutor.SPOOLER: self._spooler,
             TaskExecutor.MULE: self._mule,
         }
+        self._keeping = Keeping(self.server, settings, self._spooler)
+        store = lambda: self.store  # noqa: E731
+        self._ledger = Ledger(store, settings, self._keeping, lambda: self.server.role)
+        self._tracker = Tracker(lambda: [self._spooler], store, settings, self._ledger)
+        self._submitting = Submitting(
+            self.server,
+            settings,
+            self.executor,
+            spooler=self._spooler,
+            mule=self._mule,
+            ledger=self._ledger,
+            tracker=self._tracker,
+            warn=self._warn,
+        )
+        # Not methods of ours: each call would pay for one more frame.
+        self.submit, self.submit_all = self._submitting.submit, self._submitting.submit_all
+        kept = self._keeping
+        self.dead = DeadLetters(
+            store, kept.dead_folder, kept.dead_folders, settings, self._submitting
+        )
+        """The dead letters."""
         for executor in self._executors.values():
             self._listen(executor)
-        self._building = threading.RLock()
-        self._warned: set[str] = set()
         _apps.add(self)
 
     # ---- settings ---------------------------------------------------------------------------
@@ -85,6 +119,9 @@ class App:
     @property
     def settings(self) -> Settings:
         """The settings, read when they are first needed: Django's may not be there before."""
+        return self._read_settings()
+
+    def _read_settings(self) -> Settings:
         found = self._settings
         if found is None:
             found = settings_module.read(self._overrides)
@@ -122,6 +159,7 @@ class App:
         try:
             self._check_places(task)
             self._check_executor(task)
+            self._check_store(task)
         except InvalidTask as error:
             raise InvalidTask(f"{task.name}: {error}") from None
 
@@ -141,7 +179,7 @@ class App:
                 self.server.require_master()
                 # Where everything runs at once, as in a test or a shell, any function will do.
                 if self.server.present and not task.is_importable:
-                    raise InvalidTask(_UNREACHABLE)
+                    raise InvalidTask(UNREACHABLE)
             missing = executor.missing()
             if missing is None:
                 executor.check(given)
@@ -152,6 +190,21 @@ class App:
             raise InvalidTask(
                 "at= and priority= need a spooler: add 'spooler = DIRECTORY' to the configuration "
                 "of this uWSGI"
+            )
+
+    def _check_store(self, task: Task[..., Any]) -> None:
+        given = task.options
+        if not given.result_ttl and given.unique is None:
+            return
+        option = "unique=" if given.unique is not None else "result_ttl="
+        try:
+            is_shared = self.store.shared
+        except ConfigurationError as error:
+            raise InvalidTask(f"{option} needs a store: {error}") from error
+        if not is_shared and self.server.present:
+            raise InvalidTask(
+                f"{option} needs a store that all processes of this server see: set 'store' to "
+                "the URL of a database, such as 'sqlite:////srv/site/tasks.sqlite3'"
             )
 
     def _candidates(self, name: str) -> Iterator[Executor]:
@@ -228,73 +281,6 @@ class App:
             self._warned.add(text)
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-    # ---- submitting -------------------------------------------------------------------------
-
-    def submit(
-        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> JobHandle:
-        """Submit one call. Raises SubmitError; where it runs at once, what the task raises."""
-        job = task.job(new_id(), args, kwargs)
-        route = task.route
-        if route is None or route[0] is not self._settings:
-            route = self._find_route(task)
-        executor = route[1]
-        jobs = (job,)
-        results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
-        return _handle(job, results[0]) if results else JobHandle(job.id)
-
-    def submit_all(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[JobHandle]:
-        """Submit all of *calls*, or raise SubmitError and take none."""
-        key, name, _, *rest = task.job(new_id(), calls[0], {})
-        # As Job(...) would, in a quarter of the time.
-        jobs: list[Job] = [
-            tuple.__new__(Job, (f"{key}.{number}", name, args, *rest))
-            for number, args in enumerate(calls)
-        ]
-        executor = self._find_route(task)[1]
-        results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
-        if not results:
-            return [JobHandle(job.id) for job in jobs]
-        return [_handle(job, result) for job, result in zip(jobs, results, strict=True)]
-
-    def _find_route(self, task: Task[..., Any]) -> tuple[Settings, Executor | None]:
-        """Say which executor takes the calls of *task*; None if it must be asked at each call."""
-        current = self.settings
-        name: str = task.options.executor
-        if name == TaskExecutor.AUTO:
-            name = current.executor
-        chosen: Executor | None
-        if name == TaskExecutor.AUTO:
-            chosen = self._spooler if self._spooler.ready() else None
-            if not self.server.present and chosen is None:
-                chosen = self._at_once()
-        else:
-            chosen = self.executor(name)
-            if chosen.travels and not self.server.present and not chosen.ready():
-                chosen = self._at_once()
-        if chosen is not None and chosen.travels and not task.is_importable:
-            raise InvalidTask(f"{task.name}: {_UNREACHABLE}")
-        route = task.route = (current, chosen)
-        return route
-
-    def _submit_auto(self, task: Task[..., Any], jobs: Sequence[Job]) -> Sequence[Result]:
-        """Try a mule, and run *jobs* here if there is none, or it does not take them."""
-        if self._mule.ready():
-            try:
-                return self._mule.submit(jobs)
-            except SubmitError as error:
-                log.warning("%s runs at once, in the caller's process: %s", task.name, error)
-        return self._at_once().submit(jobs)
-
-    def _at_once(self) -> Executor:
-        self._warn(
-            "this uWSGI has no spooler and no mule that answers: tasks run at once, in the "
-            "process of the caller"
-            if self.server.present
-            else "uWSGI is not running here: tasks run at once, in the process of the caller"
-        )
-        return self.executor(TaskExecutor.RUNTIME)
-
     # ---- executors --------------------------------------------------------------------------
 
     def executor(self, name: str) -> Executor:
@@ -305,25 +291,52 @@ class App:
     def _build(self, name: str) -> Executor:
         with self._building:
             if name not in self._executors:
-                made = load(str(name))(self.server, lambda: self.settings)
+                made = load(str(name))(self.server, self._read_settings)
                 self._listen(made)
                 self._executors[name] = made
             return self._executors[name]
 
     def _listen(self, executor: Executor) -> None:
+        source = executor if executor.tracks else self._ledger
         executor.listen(
             Worker(
-                surroundings=Surroundings(executor.name, partial(self._follow, executor)),
+                surroundings=Surroundings(
+                    executor.name,
+                    partial(self._submitting.follow, executor),
+                    source.show_progress,
+                    source.asked,
+                ),
                 tasks=self.tasks,
                 find=self.find,
-                bury=self._bury,
+                keep=self.dead.keep,
+                ledger=self._ledger,
+                settings=self._read_settings,
+                limit=self.server.end_after,
+                tracks=executor.tracks,
             )
         )
 
-    @staticmethod
-    def _follow(executor: Executor, job: Job) -> JobHandle:
-        results = executor.follow(job)
-        return _handle(job, results[0]) if results else JobHandle(job.id)
+    @contextlib.contextmanager
+    def diverted_to(self, executor: Executor, **settings: Any) -> Iterator[None]:
+        """Send every call of every task to *executor*, under these *settings*, meanwhile.
+
+        What a store in memory keeps is forgotten in the end.
+        """
+        self._listen(executor)
+        submitting, keeping = self._submitting, self._keeping
+        before = submitting.diversion, self._overrides, keeping.stores
+        submitting.diversion, self._overrides = executor, {**self._overrides, **settings}
+        keeping.stores = {}
+        # Other settings: the routes that tasks remember do not hold any more.
+        self._settings = None
+        try:
+            yield
+        finally:
+            made = keeping.stores
+            submitting.diversion, self._overrides, keeping.stores = before
+            self._settings = None
+            for store in made.values():
+                store.close()
 
     def set_uwsgi_callbacks(self) -> None:
         """Tell uWSGI to hand us the jobs of its spoolers and mules; done by the first `task`.
@@ -337,6 +350,9 @@ class App:
 
     def _forked(self) -> None:
         """Take up the work of a process that uWSGI has just forked."""
+        if self.server.role == "mule":
+            # Its tasks are asked by their own alarms; any other must not end it.
+            alarm.watch(lambda: False)
         if self.server.role == "spooler":
             # uWSGI would print it, and go on; the first job then tries again.
             try:
@@ -357,33 +373,61 @@ class App:
             raise TaskNotFound(f"no task {name} is declared: was it renamed or removed?")
         return found
 
-    def _bury(self, variables: Mapping[str, str | bytes], body: bytes) -> Path:
-        return spool.bury(self.dead_letters(), variables, body)
+    def _answer(self, env: dict[Any, Any], directory: Path) -> None:
+        probe.answer(
+            env,
+            directory,
+            server=self.server,
+            settings=self.settings,
+            find=self.find,
+            declared=self.tasks,
+        )
 
-    def dead_letters(self) -> Path:
-        """Return the folder of dead letters. Raises ConfigurationError."""
-        folder = self._spooler.dead_letters()
-        if folder is not None:
-            return folder
-        if self.settings.dead_dir is not None:
-            folder = Path(self.settings.dead_dir)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return folder
-        return _private_folder() / "dead"
+    # ---- what became of it ------------------------------------------------------------------
 
+    def job(self, id: str) -> JobHandle:  # noqa: A002
+        """Return the handle of any job, whoever submitted it."""
+        return JobHandle(id, None, self._tracker)
 
-def _handle(job: Job, result: Result) -> JobHandle:
-    if result.error is not None:
-        raise result.error
-    return JobHandle(job.id, result)
+    def jobs(
+        self,
+        limit: int | None = None,
+        *,
+        running: bool = False,
+        where: Callable[[Standing], bool] | None = None,
+    ) -> list[Standing]:
+        """Return what runs and what waits in the spoolers that are known here, the oldest first.
 
+        *running* leaves out what waits, which is cheap however much that is; *where* takes those
+        alone for which it is true, and must open one file after the other to find them.
+        """
+        return self._spooler.standings(limit, running=running, where=where)
 
-def _private_folder() -> Path:
-    import tempfile  # noqa: PLC0415  it imports every kind of compression
+    def read(self, id: str) -> Job | None:  # noqa: A002
+        """Return a job that waits or runs, to look at; None if it does neither.
 
-    path = Path(tempfile.gettempdir()) / f"uwsgi_tasks-{os.geteuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise ConfigurationError(f"{path} is not private: set 'dead_dir' to a folder that is")
-    return path
+        Nothing of yours is executed: objects in its arguments are stand-ins.
+        """
+        return self._spooler.read(id)
+
+    def waiting(self) -> int:
+        """Return how many spool files wait, run, or are of the future."""
+        return self._spooler.count()
+
+    def stats(
+        self, since: float, until: float | None = None, task: str | None = None
+    ) -> list[Count]:
+        """Return the runs of each task by minute and outcome, also of the present minute.
+
+        *since* and *until* are in seconds since 1970. Raises StoreError.
+        """
+        return self._keeping.stats(since, until, task)
+
+    def purge(self) -> int:
+        """Delete what has expired in the store; counts after thirty days. Raises StoreError."""
+        return self._keeping.purge()
+
+    @property
+    def store(self) -> Store:
+        """What remembers results, dead letters and counts. Raises ConfigurationError."""
+        return self._keeping.store

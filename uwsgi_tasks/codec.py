@@ -15,20 +15,27 @@ from zlib import crc32
 
 from uwsgi_tasks.errors import DecodeError, Unpicklable, shown
 from uwsgi_tasks.model import Job
+from uwsgi_tasks.signing import SIZE, Signer
+from uwsgi_tasks.standins import look
 
 MAGIC = b"uT\x01"
 """How every payload of ours begins; its last byte is the version."""
 
-_SINGLE, _BATCH = b"1", b"n"
-_SEEDS = {kind: crc32(kind) for kind in (_SINGLE, _BATCH)}
+_SINGLE, _BATCH, _VALUE = b"1", b"n", b"v"
+_SIGNED = {_SINGLE: b"S", _BATCH: b"N", _VALUE: b"V"}
+"""The kinds, and what stands for each of them where a digest follows."""
+_KINDS = {kind: (kind, False) for kind in _SIGNED} | {
+    signed: (kind, True) for kind, signed in _SIGNED.items()
+}
+_SEEDS = {kind: crc32(kind) for kind in _KINDS}
 """Where the checksum begins: it covers the kind, too."""
 # uWSGI runs a spool file whose body was cut, so the body says how long it is and what is in it.
 _HEADER = struct.Struct("<3scQI")
 _HEAD = _HEADER.size
 
 
-def encode(jobs: Sequence[Job]) -> bytes:
-    """Return *jobs*, which differ in id and args alone, as bytes.
+def encode(jobs: Sequence[Job], signer: Signer | None = None) -> bytes:
+    """Return *jobs*, which differ in id and args alone, as bytes, signed if a *signer* is given.
 
     Raises Unpicklable, which names what cannot be pickled.
     """
@@ -38,29 +45,40 @@ def encode(jobs: Sequence[Job]) -> bytes:
     if len(jobs) > 1:
         kind, content = _BATCH, (content, [(job.id, job.args) for job in jobs])
     try:
-        payload = pickle.dumps(content, 5)
+        pickled = pickle.dumps(content, 5)
     except Exception as error:
         raise _unpicklable(jobs, error) from error
-    return _HEADER.pack(MAGIC, kind, len(payload), crc32(payload, _SEEDS[kind])) + payload
+    return _sealed(kind, pickled, signer)
+
+
+def encode_value(value: object, signer: Signer | None = None) -> bytes:
+    """Return what a task returned or raised as bytes. Raises whatever pickling it raises."""
+    return _sealed(_VALUE, pickle.dumps(value, 5), signer)
+
+
+def _sealed(kind: bytes, content: bytes, signer: Signer | None) -> bytes:
+    if signer is None:
+        return _HEADER.pack(MAGIC, kind, len(content), crc32(content, _SEEDS[kind])) + content
+    kind = _SIGNED[kind]
+    head = _HEADER.pack(MAGIC, kind, len(content), crc32(content, _SEEDS[kind]))
+    return b"".join((head, signer.sign(head + content), content))
 
 
 def is_batch(payload: bytes) -> bool:
     """Does *payload*, which is ours, hold many calls?"""
-    return payload[3:4] == _BATCH
+    return payload[3:4] in {_BATCH, _SIGNED[_BATCH]}
 
 
-def decode(payload: bytes) -> Sequence[Job]:
-    """Return the jobs in *payload*. Raises DecodeError, whatever is wrong with it."""
+def decode(payload: bytes, signer: Signer | None = None) -> Sequence[Job]:
+    """Return the jobs in *payload*. Raises DecodeError, whatever is wrong with it.
+
+    With a *signer*, nothing is unpickled that it, or who shares its secret, has not signed.
+    Without one, a signature cannot be checked, and says nothing.
+    """
+    kind, content = _opened(payload, signer)
     try:
-        kind, content = _opened(payload)
-        # The folder that it comes from is the user's own: others may not write to it.
-        fields = pickle.loads(content)  # noqa: S301
-        if kind == _SINGLE:
-            return (_job(fields),)
-        first, calls = _job(fields[0]), fields[1]
-        name, rest = first.task, first[3:]
-        # As Job(...) would, in a quarter of the time.
-        return [tuple.__new__(Job, (key, name, args, *rest)) for key, args in calls]
+        # Signed; or else the folder that it comes from is the user's own: others may not write.
+        return _jobs(kind, pickle.loads(content))  # noqa: S301
     except DecodeError:
         raise
     # Unpickling runs the constructors of the arguments: anything may come out of it.
@@ -68,27 +86,78 @@ def decode(payload: bytes) -> Sequence[Job]:
         raise DecodeError(shown(error)) from error
 
 
+def decode_value(payload: bytes, signer: Signer | None = None) -> Any:
+    """Return what `encode_value` was given. Raises DecodeError, whatever is wrong with it."""
+    kind, content = _opened(payload, signer)
+    if kind != _VALUE:
+        raise DecodeError("not the outcome of a job")
+    try:
+        return pickle.loads(content)  # noqa: S301  checked, as above
+    except BaseException as error:
+        raise DecodeError(shown(error)) from error
+
+
+def peek(payload: bytes) -> Sequence[Job]:
+    """Return the jobs in *payload* to look at, whoever has written it. Raises DecodeError.
+
+    Nothing that it names is imported or called; stand-ins take the place of objects.
+    """
+    kind, content = _opened(payload, None)
+    try:
+        return _jobs(kind, look(content))
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(shown(error)) from error
+
+
+def _jobs(kind: bytes, fields: Any) -> Sequence[Job]:
+    if kind == _SINGLE:
+        return (_job(fields),)
+    if kind != _BATCH:
+        raise DecodeError("not a job")
+    first, calls = _job(fields[0]), fields[1]
+    name, rest = first.task, first[3:]
+    # As Job(...) would, in a quarter of the time.
+    return [tuple.__new__(Job, (key, name, args, *rest)) for key, args in calls]
+
+
 def names(payload: bytes) -> dict[str, str]:
-    """Return the id and the task of the first job in *payload*, without unpickling anything."""
+    """Return the id and the task of the first job in *payload*, without building anything."""
     import pickletools  # noqa: PLC0415  for what has killed a process, and nothing else
 
     found: list[str] = []
     with contextlib.suppress(Exception):
-        for _, argument, _ in pickletools.genops(payload[_HEAD:]):
+        for _, argument, _ in pickletools.genops(payload[_content_at(payload) :]):
             found += [argument] if isinstance(argument, str) else []
             if len(found) == len(Job._fields[:2]):
                 break
     return dict(zip(Job._fields, found, strict=False))
 
 
-def _opened(payload: bytes) -> tuple[bytes, bytes]:
-    """Return the kind and the content of a payload that is whole."""
-    magic, kind, length, digest = _HEADER.unpack_from(payload)
-    content = payload[_HEAD:]
-    if magic != MAGIC:
+def _content_at(payload: bytes) -> int:
+    _, is_signed = _KINDS.get(payload[3:4], (b"", False))
+    return _HEAD + SIZE if is_signed else _HEAD
+
+
+def _opened(payload: bytes, signer: Signer | None) -> tuple[bytes, bytes]:
+    """Return the kind and the content of a payload that is whole. Raises DecodeError."""
+    try:
+        magic, marked, length, checksum = _HEADER.unpack_from(payload)
+    except struct.error as error:
+        raise DecodeError(f"cut after {len(payload)} bytes") from error
+    if magic != MAGIC or marked not in _KINDS:
         raise DecodeError("not written by this version of uwsgi_tasks")
-    if kind not in _SEEDS or len(content) != length or crc32(content, _SEEDS[kind]) != digest:
+    kind, is_signed = _KINDS[marked]
+    start = _content_at(payload)
+    content = payload[start:]
+    if len(content) != length or crc32(content, _SEEDS[marked]) != checksum:
         raise DecodeError(f"cut or altered: {len(content)} bytes where {length} were written")
+    if signer is not None:
+        if not is_signed:
+            raise DecodeError("not signed, and a secret is known here: give it to who submits, too")
+        if not signer.verifies(payload[:_HEAD] + content, payload[_HEAD:start]):
+            raise DecodeError("signed with another secret: add that one to the list in 'secret'")
     return kind, content
 
 

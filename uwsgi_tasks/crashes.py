@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from uwsgi_tasks import codec, spool
 from uwsgi_tasks.marks import Dead, Progress, bereave
+from uwsgi_tasks.spool_file import delayed_name, locked, unpack
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +21,10 @@ _BACK_OFF = 2.0
 _STOPS = 10
 """Ends of the whole server while it ran that a file survives."""
 REASON = "its process died too often while it ran"
+CANCELLED = "it was cancelled, and its process ended"
 
 Reject = Callable[[bytes, str, dict[str, str]], None]
+Cancelled = Callable[[bytes], None]
 
 
 class Crashes:
@@ -31,23 +32,31 @@ class Crashes:
 
     Nothing is unpickled here: it may be just that which kills. *limit* crashes make a file a dead
     letter, which *reject* writes. Of a file with many calls, only the one that was running goes.
+    What was to be killed goes as well, and *cancelled* is told.
     """
 
     def __init__(
-        self, files: spool.SpoolDirectory, incarnation: bytes, limit: int, reject: Reject
+        self,
+        files: spool.SpoolDirectory,
+        incarnation: bytes,
+        limit: int,
+        reject: Reject,
+        cancelled: Cancelled,
     ) -> None:
         self._files = files
         self._running = files.path / "running"
-        self._incarnation, self._limit, self._reject = incarnation, limit, reject
+        self._incarnation, self._limit = incarnation, limit
+        self._reject, self._cancelled = reject, cancelled
 
-    def settle(self, current: str | None, payload: bytes) -> bool:
-        """Count the crashes of all that died; True if the file *current* must not run.
+    def settle(self, current: str | None, payload: bytes, *, has_mark: bool = False) -> str | None:
+        """Count the crashes of all that died; return why the file *current* must not run, if so.
 
         That file, with *payload*, is in the hands of this process already, if it is not None. It
-        must not be opened: closing it would drop uWSGI's lock.
+        must not be opened: closing it would drop uWSGI's lock. *has_mark*: this process has a
+        `Mark` already.
         """
-        condemned = False
-        for dead in bereave(self._running):
+        condemned = None
+        for dead in bereave(self._running, has_mark=has_mark):
             # A newcomer must start, whatever is wrong with one file; that one keeps its time.
             try:
                 if dead.running is not None and dead.running == current:
@@ -60,18 +69,26 @@ class Crashes:
 
     def forget_finished(self) -> None:
         """Take away what is known of files that are gone."""
-        for kind in ("crashes", "done"):
-            for note in self._running.glob(f"*.{kind}"):
-                if self._files.find(note.stem) is None:
-                    note.unlink(missing_ok=True)
+        notes = [note for kind in ("crashes", "done") for note in self._running.glob(f"*.{kind}")]
+        if not notes:
+            return
+        # First: what is moved in meanwhile is in one of the two places.
+        delayed = {delayed_name(path) for _, _, path in self._files.delayed()}
+        for note in notes:
+            if note.stem not in delayed and self._files.find(note.stem) is None:
+                note.unlink(missing_ok=True)
 
     def _settle(self, dead: Dead, name: str) -> None:
         path = self._files.find(name)
         if path is None:
             return
-        with _locked(path) as file:
+        with contextlib.suppress(FileNotFoundError), locked(path) as file:
             # If somebody runs it already, a crash of theirs leaves a mark of its own.
             if file is None:
+                return
+            if dead.killed:
+                self._cancelled(unpack(file.read())[1])
+                path.unlink()
                 return
             # Should the counting fail, as on a full disk, it waits all the same.
             self._put_off(path, _BACK_OFF)
@@ -81,16 +98,22 @@ class Crashes:
                 stopped = dead.incarnation != self._incarnation
                 self._put_off(path, 0 if stopped else _BACK_OFF * 2 ** (crashes - 1))
                 return
-            variables, body = spool.unpack(file.read())
+            variables, body = unpack(file.read())
             if self._spares(name, body):
                 os.utime(path)
                 return
             self._reject(body, f"{REASON} ({crashes})", {**codec.names(body), **variables})
             path.unlink()
 
-    def _settle_current(self, dead: Dead, name: str, payload: bytes) -> bool:
+    def _settle_current(self, dead: Dead, name: str, payload: bytes) -> str | None:
+        if dead.killed:
+            return CANCELLED
         crashes, limit = self._count(dead, name)
-        return crashes >= limit and not self._spares(name, payload)
+        return (
+            f"{REASON} ({crashes})"
+            if crashes >= limit and not self._spares(name, payload)
+            else None
+        )
 
     @staticmethod
     def _put_off(path: Path, seconds: float) -> None:
@@ -137,18 +160,3 @@ class Crashes:
 
     def _file(self, name: str) -> Path:
         return self._running / f"{name}.crashes"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO | None]:
-    """Hold the lock that uWSGI takes to run a file; None if somebody else has it.
-
-    The file must not be opened a second time meanwhile: closing that would drop the lock.
-    """
-    with path.open("r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield None
-            return
-        yield file

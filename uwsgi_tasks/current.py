@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import Job, new_id
+from uwsgi_tasks.model import Job, Stop, new_id
 from uwsgi_tasks.times import due, seconds
 
 
@@ -20,6 +20,8 @@ class Surroundings:
 
     executor: str
     resubmit: Callable[[Job], JobHandle]
+    advance: Callable[[Job, float, float | None], None] = lambda _job, _done, _total: None
+    asked: Callable[[Job], Stop] = lambda _job: Stop.NOT
 
 
 class CurrentTask:
@@ -72,6 +74,22 @@ class CurrentTask:
         return datetime.fromtimestamp(self._job.submitted_at if at is None else at, UTC)
 
     @property
+    def cancelled(self) -> bool:
+        """Has somebody asked for its end? It may end then, or raise TaskCancelled."""
+        return self._surroundings.asked(self._job) is not Stop.NOT
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Tell how far it has come, and of how much in all, to who looks from outside.
+
+        The spooler shows it at once. Elsewhere the store is told, of a job with ``result_ttl``,
+        a few times a second at most.
+        """
+        for value in (done,) if total is None else (done, total):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+                raise TypeError(f"progress() takes numbers from 0, not {value!r}")
+        self._surroundings.advance(self._job, done, total)
+
+    @property
     def buffer(self) -> dict[Any, Any]:
         """What lives from attempt to attempt, and goes along when the task submits itself."""
         if self._buffer is None:
@@ -122,6 +140,8 @@ class CurrentTask:
                 attempt=1,
                 submitted_at=now,
                 at=job.at if job.delay is None else now + job.delay,
+                # Held by the job that runs; the new one must not wait for its end.
+                unique=None,
             )
         )
 

@@ -30,7 +30,23 @@ class Unpicklable(SubmitError):
 
 
 class ResultNotKept(TasksError):
-    """Nobody keeps the result of this job: it ran, or will run, in another process."""
+    """Nobody keeps the result of this job: declare its task with ``result_ttl=``."""
+
+
+class TaskFailed(TasksError):
+    """The task raised something that cannot travel; the text and the traceback are here."""
+
+
+class TaskTimeout(TasksError, TimeoutError):
+    """The attempt took longer than the task's ``timeout=`` allows."""
+
+
+class TaskCancelled(TasksError):
+    """The job was cancelled."""
+
+
+class StoreError(TasksError):
+    """The store cannot be reached, or cannot do what it was asked for."""
 
 
 class DecodeError(TasksError):

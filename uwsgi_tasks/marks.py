@@ -13,14 +13,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
+
+from uwsgi_tasks.model import Stop
+from uwsgi_tasks.spool_file import job_id
 
 _SIZE = 1024
 _RUNNING, _WOKEN, _LENGTH, _NAME = 0, 1, 2, 4
 _INCARNATION, _END = 512, 600
 _ORDERED = 700
+_STOP = struct.Struct("<IB")
+"""Which job is asked to stop, as the checksum of its id, and how firmly."""
+_STOP_AT = 704
+_COURSE = struct.Struct("<ddd")
+"""When the job began that runs, how far it has come, and of how much."""
+_COURSE_AT = 720
 _MARK = re.compile(r"\d+\.\d+")
 _STANDARD = 2
+_UNKNOWN = -1.0
 _STATE = struct.Struct("<QB")
+_FLAGS_AT = 16
+"""Behind the state, a byte for each call: is it to be left out?"""
+_WANTED, _SURE = 1, 2
+_MOMENT = 0.001
 _REFRESH = 1.0
 """Seconds for which the list of the living is believed."""
 
@@ -45,8 +60,29 @@ class Mark:
         content = name.encode()
         memory[_LENGTH] = len(content)
         memory[_NAME : _NAME + len(content)] = content
+        _COURSE.pack_into(memory, _COURSE_AT, time.time(), _UNKNOWN, _UNKNOWN)
         # Last: a process that dies in between was not running anything yet.
         memory[_RUNNING] = 1
+
+    def advance(self, done: float, total: float | None) -> None:
+        """Note how far the job has come, of how much in all."""
+        started = _COURSE.unpack_from(self._map, _COURSE_AT)[0]
+        _COURSE.pack_into(
+            self._map, _COURSE_AT, started, done, _UNKNOWN if total is None else total
+        )
+
+    def running(self) -> Running | None:
+        """Return what this process runs, as others see it."""
+        return _running(os.getpid(), self._map)
+
+    def stop(self, id: str, how: Stop) -> None:  # noqa: A002  the job's
+        """Ask the job of this id, which runs in this process, to stop."""
+        _STOP.pack_into(self._map, _STOP_AT, crc32(id.encode()), how)
+
+    def asked_to_stop(self, id: str) -> Stop:  # noqa: A002  the job's
+        """Has somebody asked the job of this id to stop?"""
+        who, how = _STOP.unpack_from(self._map, _STOP_AT)
+        return Stop(how) if how and who == crc32(id.encode()) else Stop.NOT
 
     def wake(self) -> None:
         """Note that this process itself has submitted a job."""
@@ -108,14 +144,19 @@ class Dead:
 
     running: str | None
     incarnation: bytes
+    killed: bool = False
+    """Was what it ran to be stopped at once?"""
 
 
-def bereave(folder: Path) -> Iterator[Dead]:
+def bereave(folder: Path, *, has_mark: bool = False) -> Iterator[Dead]:
     """Yield, once, what each spooler process that died was doing; its file goes with it.
 
-    To be called before this process has a file of its own: a dead one may have had its number.
+    Until this process has a `Mark`, one that bears its name is that of a dead one, which had its
+    number.
     """
     for path in _files(folder):
+        if has_mark and path.name == _own_name():
+            continue
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -134,7 +175,13 @@ def _dead(content: bytes) -> Dead:
     return Dead(
         running=name if content[_RUNNING] else None,
         incarnation=content[_INCARNATION:_END].rstrip(b"\0"),
+        killed=_is_killed(content, name),
     )
+
+
+def _is_killed(content: bytes, name: str) -> bool:
+    who, how = _STOP.unpack_from(content, _STOP_AT)
+    return bool(how == Stop.KILL and who == crc32(job_id(name).encode()))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -142,6 +189,17 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in os.listdir(folder) if _MARK.fullmatch(name)]
     except FileNotFoundError:
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A spooler process, and the spool file that it runs, as others see it."""
+
+    pid: int
+    name: str
+    started_at: float
+    done: float | None
+    total: float | None
 
 
 class Peers:
@@ -155,29 +213,47 @@ class Peers:
         self._read_at = float("-inf")
         self._namespace = _namespace()
 
-    def wake(self, *, resting: bool) -> int:
+    def wake(self) -> int:
         """Make sure that each of them reads the directory once more; return how many there are.
 
         A busy one finds our note when its job ends, so that a burst of submits makes one more
-        pass, not one each. Those at rest get a signal if *resting* is set; when uWSGI wrote the
-        file, it has done that itself, and only forgets the busy ones. The present process is left
-        out: it has its `Mark`.
+        pass, not one each; those at rest get a signal. The present process is left out: it has
+        its `Mark`.
         """
         old = time.monotonic() - self._read_at > _REFRESH
         if old or len(self._maps) < self._expected:
             self._refresh(believe=not old)
         for path, memory in self._maps.items():
-            # A note that is there already came from somebody who saw to the rest, below.
-            if resting or not memory[_WOKEN]:
-                memory[_WOKEN] = 1
-                # Also one that uWSGI took for busy, and whose job has ended in between.
-                if not memory[_RUNNING]:
-                    # It may have ended in this second, or belong to another user.
-                    pid, _, namespace = path.name.partition(".")
-                    if namespace == self._namespace:
-                        with contextlib.suppress(ProcessLookupError, PermissionError):
-                            os.kill(int(pid), signal.SIGUSR1)
+            memory[_WOKEN] = 1
+            # In this order, see `Mark.end`.
+            if not memory[_RUNNING]:
+                # It may have ended in this second, or belong to another user.
+                pid, _, namespace = path.name.partition(".")
+                if namespace == self._namespace:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(int(pid), signal.SIGUSR1)
         return len(self._maps)
+
+    def running(self) -> list[Running]:
+        """Return what each of them runs."""
+        self._refresh(believe=False)
+        found = (_running(_pid_of(path), memory) for path, memory in self._maps.items())
+        return [one for one in found if one is not None]
+
+    def stop(self, name: str, id: str, how: Stop) -> int | None:  # noqa: A002  the job's
+        """Ask for an end of the job of this id, in the spool file *name*.
+
+        Return the number of the process that runs it, 0 if that is not to be reached from here;
+        None if nobody runs it.
+        """
+        self._refresh(believe=False)
+        for path, memory in self._maps.items():
+            one = _running(_pid_of(path), memory)
+            if one is not None and one.name == name:
+                # Its id beside it: the process may go on to another job in this moment.
+                _STOP.pack_into(memory, _STOP_AT, crc32(id.encode()), how)
+                return one.pid if path.name.partition(".")[2] == self._namespace else 0
+        return None
 
     def ordered(self) -> bool | None:
         """Do they look into the folders of priorities? None if nobody is there to tell."""
@@ -198,6 +274,23 @@ class Peers:
         }
         # Replaced as a whole: another thread may be going through the old one.
         self._maps = {path: memory for path, memory in maps.items() if memory is not None}
+
+
+def _pid_of(path: Path) -> int:
+    return int(path.name.partition(".")[0])
+
+
+def _running(pid: int, memory: mmap.mmap) -> Running | None:
+    if not memory[_RUNNING]:
+        return None
+    started, done, total = _COURSE.unpack_from(memory, _COURSE_AT)
+    return Running(
+        pid=pid,
+        name=memory[_NAME : _NAME + memory[_LENGTH]].decode("utf-8", "replace"),
+        started_at=started,
+        done=None if done == _UNKNOWN else done,
+        total=None if total == _UNKNOWN else total,
+    )
 
 
 def _mapped(path: Path) -> mmap.mmap | None:
@@ -223,12 +316,13 @@ def _lives(path: Path) -> bool:
 class Progress:
     """How many calls of one spool file are done: it outlives the process that runs them."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, calls: int = 0) -> None:
         self._path = folder / f"{name}.done"
+        size = _FLAGS_AT + calls
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(handle, 0, _STATE.size)
-            self._map = mmap.mmap(handle, _STATE.size)
+            os.posix_fallocate(handle, 0, size)
+            self._map = mmap.mmap(handle, size)
         finally:
             os.close(handle)
 
@@ -236,7 +330,7 @@ class Progress:
     def read(cls, folder: Path, name: str) -> int:
         """Return how many calls of a spool file are done; 0 if nothing is known of it."""
         try:
-            return int(_STATE.unpack((folder / f"{name}.done").read_bytes())[0])
+            return int(_STATE.unpack_from((folder / f"{name}.done").read_bytes())[0])
         except (OSError, struct.error):
             return 0
 
@@ -256,6 +350,33 @@ class Progress:
         done, condemned = _STATE.unpack_from(self._map)
         _STATE.pack_into(self._map, 0, done, 1)
         return not condemned
+
+    def cancel(self, index: int, *, is_held: bool = False) -> bool:
+        """Have call number *index* left out; False if it has begun, or may have.
+
+        *is_held* says that nobody can begin it meanwhile. True: the caller notes how it ended.
+        """
+        self._map[_FLAGS_AT + index] = _WANTED
+        if not is_held:
+            # Whoever runs them notes that it has come to a call, and looks here after that. By now
+            # each sees what the other has written.
+            time.sleep(_MOMENT)
+        if is_held or index > self.done:
+            self._map[_FLAGS_AT + index] = _SURE
+            return True
+        return False
+
+    def is_cancelled(self, index: int, *, surely: bool = False) -> bool:
+        """Is call number *index* to be left out? *surely*: and was that noted as its end?"""
+        return self._map[_FLAGS_AT + index] >= (_SURE if surely else _WANTED)
+
+    @classmethod
+    def is_left_out(cls, folder: Path, name: str, index: int) -> bool:
+        """Was call number *index* of a spool file surely cancelled?"""
+        try:
+            return (folder / f"{name}.done").read_bytes()[_FLAGS_AT + index] == _SURE
+        except (OSError, IndexError):
+            return False
 
     def note(self, count: int) -> None:
         """Note that so many are done."""

@@ -1,10 +1,10 @@
-"""The values that travel: a job, and how it ended."""
+"""The values that travel, and those that are remembered."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -35,6 +35,24 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def is_final(self) -> bool:
+        """Will nothing follow?"""
+        return self in _FINAL
+
+
+_FINAL = {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+
+
+class Stop(IntEnum):
+    """What a running job was asked for."""
+
+    NOT = 0
+    ASKED = 1
+    """To end by itself, when it looks."""
+    KILL = 2
+    """To end at once."""
+
 
 def new_id() -> str:
     """Return a name for a job that no process, on any machine, has given before."""
@@ -42,7 +60,7 @@ def new_id() -> str:
     pid = os.getpid()
     if _prefix[0] != pid:
         _prefix = (pid, os.urandom(8).hex())
-    return f"{_prefix[1]}{next(_numbers):x}"
+    return f"{_prefix[1]}-{next(_numbers)}"
 
 
 class Job(NamedTuple):
@@ -72,6 +90,14 @@ class Job(NamedTuple):
     spooler: str | None = None
     mule: int | str | None = None
     buffer: dict[Any, Any] | None = None
+    expires_at: float | None = None
+    """An attempt that has not begun by then is dropped; in seconds since 1970."""
+    result_ttl: float | None = None
+    """Seconds for which the store remembers how it ended."""
+    unique: str | None = None
+    """While it waits or runs, a call with the same key is this one."""
+    durable: bool = False
+    """Is it to be on the disk before its caller goes on?"""
 
     def __str__(self) -> str:
         return f"{self.task}[{self.id}]"
@@ -89,3 +115,97 @@ class Result:
     attempt: int
     value: Any = None
     error: BaseException | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What a store remembers of one job; times are in seconds since 1970."""
+
+    id: str
+    task: str
+    executor: str
+    state: State
+    attempt: int = 1
+    submitted_at: float = 0.0
+    started_at: float | None = None
+    """When its last attempt began."""
+    ended_at: float | None = None
+    worker: str | None = None
+    """The process that ran it: machine, kind and number."""
+    outcome: bytes | None = None
+    """What it returned or raised, as `codec` writes it."""
+    error: str | None = None
+    traceback: str | None = None
+    done: float | None = None
+    """How far it has come, of ``total``."""
+    total: float | None = None
+    stop: Stop = Stop.NOT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """A job that finally failed, or bytes that never were one, with what is known of it."""
+
+    id: str
+    task: str
+    """Empty where it could not be read."""
+    executor: str
+    attempt: int
+    failed_at: float
+    error: str
+    traceback: str = ""
+    worker: str = ""
+    payload: bytes = b""
+    """The job as it would be submitted again."""
+    variables: bytes = b""
+    """What else was in its spool file, as uWSGI packs it; empty where the file was ours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The right to do something alone, until it is *due* by the store's clock."""
+
+    name: str
+    owner: str
+    due: float
+    extended: bool = False
+    """Has its owner extended it, and so begun what it was taken for?"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """How often a task ended in one way within one minute, and how long that took."""
+
+    minute: int
+    """When it began, in seconds since 1970."""
+    task: str
+    outcome: str
+    """A `State`, or "crashed"."""
+    runs: int
+    seconds: float
+    """Of all runs together."""
+    slowest: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A job that has not ended, as its executor sees it."""
+
+    id: str
+    task: str
+    executor: str
+    state: State
+    attempt: int = 1
+    submitted_at: float = 0.0
+    at: float | None = None
+    """When it is due, where it waits for a time."""
+    priority: int | None = None
+    calls: int = 1
+    """How many calls of one `Task.map` still wait in the same place."""
+    place: str = ""
+    """Where it waits: a spooler's directory."""
+    worker: str | None = None
+    """The process that runs it."""
+    started_at: float | None = None
+    done: float | None = None
+    total: float | None = None

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask, SubmitError
@@ -34,6 +34,10 @@ _MULES = 256
 _SIGNALS = 256
 _START = 10.0
 """Seconds that a server may take until its mules are there."""
+_GRACE = 10
+"""Seconds that a task gets beyond its timeout, to hear of it, before its process is killed."""
+_REFRESH = 1.0
+"""Seconds for which the numbers of the spoolers are believed."""
 _TARGET = re.compile(
     r"|(worker|workers|active-workers|mule|mules|spooler|subscribed)|"
     r"(?P<kind>worker|mule|farm)(?P<number>\d+)|farm_(?P<farm>.{1,58})"
@@ -55,6 +59,8 @@ class Server:
         """One byte a mule, shared with every fork: has it started with our hooks?"""
         self._on_fork: Callable[[], None] = lambda: None
         self._pid = 0
+        self._pids: list[tuple[bytes, int]] = []
+        self._pids_at = float("-inf")
 
     # ---- what it is -------------------------------------------------------------------------
 
@@ -124,21 +130,16 @@ class Server:
         """Return how many processes serve *directory*."""
         return [os.fsdecode(name) for name in self._uwsgi.spoolers].count(directory)
 
-    def spool(self, body: bytes, directory: str | None, priority: int | None) -> None:
-        """Write *body* as a spool file. Raises SubmitError."""
-        # uWSGI takes the body out of the dictionary, so each call needs one of its own.
-        request = {b"body": body}
-        if directory is not None:
-            request[b"spooler"] = os.fsencode(directory)
-        if priority is not None:
-            request[b"priority"] = b"%d" % priority
-        try:
-            self._uwsgi.spool(request)
-        except ValueError as error:
-            raise SubmitError(
-                f"uWSGI could not write the spool file ({error}): is the disk full, "
-                f"or {directory or self.spoolers} not writable?"
-            ) from error
+    def wake_spoolers(self, directory: str) -> None:
+        """Have the spoolers of *directory* read it once more."""
+        # Each question leaks a few bytes (unbit/uwsgi#2703), so the answer serves for a while.
+        if time.monotonic() > self._pids_at + _REFRESH:
+            self._pids_at = time.monotonic()
+            self._pids = list(zip(self._uwsgi.spoolers, self._uwsgi.spooler_pids(), strict=True))
+        for path, pid in self._pids:
+            if pid and os.fsdecode(path) == directory and pid != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
 
     @property
     def spooler_frequency(self) -> int:
@@ -149,6 +150,14 @@ class Server:
         """Let the spoolers look into their directory at least once in so many seconds."""
         if self.spoolers:
             self._uwsgi.set_spooler_frequency(seconds)
+
+    def end_after(self, seconds: float | None) -> None:
+        """Have uWSGI kill this spooler or mule if it is still busy so long after *seconds*.
+
+        That is for a task in C code, which hears no alarm; None takes it back.
+        """
+        if self.role in {"spooler", "mule"}:
+            self._uwsgi.set_user_harakiri(0 if seconds is None else int(seconds) + _GRACE)
 
     def wake_this_spooler(self) -> None:
         """Have this spooler process read its directory once more after the present pass."""
@@ -339,6 +348,40 @@ class Server:
         if theirs:
             theirs()
 
+    # ---- what it tells of itself ------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        """The version of uWSGI; empty outside."""
+        return os.fsdecode(self._uwsgi.version) if self.present else ""
+
+    @property
+    def has_threads(self) -> bool:
+        """Do Python's threads run while uWSGI waits?"""
+        return self.present and bool(self._uwsgi.has_threads)
+
+    def options(self, names: Iterable[str]) -> dict[str, str]:
+        """Return those of *names* that are set; of a repeated option uWSGI shows the last value."""
+        found = {name: self._opt[name] for name in names if name in self._opt}
+        return {
+            name: "true" if value is True else os.fsdecode(value) for name, value in found.items()
+        }
+
+    def callbacks(self) -> dict[str, list[str]]:
+        """Return, for each of uWSGI's callbacks, who is called, and who was there before."""
+        return {
+            name: list(_names(getattr(self._uwsgi, name, None)))
+            for name in ("spooler", "mule_msg_hook", "post_fork_hook")
+        }
+
+
+def _names(callback: Callable[..., Any] | None) -> Iterator[str]:
+    while callback is not None:
+        ours = getattr(callback, "uwsgi_tasks", False)
+        name = getattr(callback, "__qualname__", type(callback).__qualname__)
+        yield "uwsgi_tasks" if ours else f"{getattr(callback, '__module__', None)}.{name}"
+        callback = getattr(callback, "behind", None) if ours else None
+
 
 def _chained(ours: Callable[..., Any], theirs: Callable[..., Any] | None) -> Callable[..., Any]:
     """Return a callback that hands *ours* what came, and the callback that was there before."""
@@ -347,6 +390,7 @@ def _chained(ours: Callable[..., Any], theirs: Callable[..., Any] | None) -> Cal
         return ours(*args, theirs)
 
     callback.uwsgi_tasks = True  # type: ignore[attr-defined]
+    callback.behind = theirs  # type: ignore[attr-defined]
     return callback
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from uwsgi_tasks.errors import ConfigurationError
+from uwsgi_tasks.signing import Signer
 
 _PREFIX = "UWSGI_TASKS_"
 
@@ -32,15 +36,24 @@ class Settings:
     """Undo the niceness of 19 that uWSGI gives its spoolers."""
     accept_legacy: bool = True
     """Run the spool files that uwsgi_tasks 0.7 wrote."""
+    store: str | None = None
+    """URL of what remembers results and dead letters, or ``django``: the default database there.
+    By default an SQLite file in the spooler's directory; in memory where there is none."""
+    namespace: str = ""
+    """Keeps applications apart that share a store."""
+    secret: str | list[str] | tuple[str, ...] | None = field(default=None, repr=False)
+    """Signs what travels. Of several the first signs, and all are accepted. By default Django's
+    SECRET_KEY, and its SECRET_KEY_FALLBACKS."""
+    result_ttl: float = 0
+    """Seconds for which results are kept, of tasks that do not say it themselves."""
+    stats: bool = True
+    """Count runs and their times, by task and minute."""
+
+    signer: Signer | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, least in (("crash_limit", 1), ("spooler_frequency", 1)):
-            value = getattr(self, name)
-            if name == "spooler_frequency" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"{name} must be a whole number from {least}: {value!r}")
-        for name in ("renice", "accept_legacy"):
+        self._check_numbers()
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be true or false")
         for name in ("spooler_dir", "dead_dir"):
@@ -49,9 +62,47 @@ class Settings:
                 isinstance(value, (str, Path)) and Path(value).is_absolute()
             ):
                 raise ConfigurationError(f"{name} must be an absolute path, not {value!r}")
+        if self.store is not None and not (isinstance(self.store, str) and self.store):
+            raise ConfigurationError(
+                f"store must be a URL such as 'sqlite:////srv/site/tasks.sqlite3', or 'django', "
+                f"not {self.store!r}"
+            )
+        if not (isinstance(self.namespace, str) and _NAMESPACE.fullmatch(self.namespace)):
+            raise ConfigurationError(
+                f"namespace takes up to 30 of a-z, 0-9 and _, not {self.namespace!r}"
+            )
+        object.__setattr__(self, "signer", _signer(self.secret))
+
+    def _check_numbers(self) -> None:
+        for name, least in (("crash_limit", 1), ("spooler_frequency", 1)):
+            value = getattr(self, name)
+            if name == "spooler_frequency" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigurationError(f"{name} must be a whole number from {least}: {value!r}")
+        ttl = self.result_ttl
+        if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 <= ttl < _FOREVER:
+            raise ConfigurationError(f"result_ttl must be seconds, 0 for none, not {ttl!r}")
 
 
-_NAMES = {field.name for field in fields(Settings)}
+def _signer(secret: Any) -> Signer | None:
+    if secret is None:
+        return None
+    secrets = [secret] if isinstance(secret, str) else secret
+    if not isinstance(secrets, (list, tuple)) or not secrets:
+        raise ConfigurationError("secret must be a text, or a list of texts: the first one signs")
+    for one in secrets:
+        if not isinstance(one, str) or len(one) < _LEAST_SECRET:
+            # Without the value: this text lands in a log.
+            raise ConfigurationError(f"secret must have {_LEAST_SECRET} characters at least")
+    return Signer(secrets)
+
+
+_SWITCHES = ("renice", "accept_legacy", "stats")
+_NAMESPACE = re.compile(r"[a-z0-9_]{0,30}")
+_LEAST_SECRET = 8
+_FOREVER = float("inf")
+_NAMES = {entry.name for entry in fields(Settings) if entry.init}
 
 
 def read(
@@ -75,6 +126,10 @@ def read(
                     f"{source} has no setting {name!r}: choose from {', '.join(sorted(_NAMES))}"
                 )
         values.update(found)
+    if values.get("secret") is None:
+        values["secret"] = (django_secret if django is None else lambda: None)()
+    if values.get("store") == "django" and django is None:
+        values["store"] = django_store()
     return Settings(**values)
 
 
@@ -88,7 +143,17 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parsed(name: str, value: str) -> Any:
-    if name in {"renice", "accept_legacy"}:
+    if name == "secret" and value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ConfigurationError(f"{_PREFIX}SECRET is no list in JSON") from error
+    if name == "result_ttl":
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ConfigurationError(f"{_PREFIX}RESULT_TTL must be seconds: {value!r}") from error
+    if name in _SWITCHES:
         word = value.lower()
         if word not in {"1", "0", "true", "false", "yes", "no", "on", "off"}:
             raise ConfigurationError(f"{_PREFIX}{name.upper()} must be true or false: {value!r}")
@@ -112,20 +177,71 @@ def django_is_late() -> bool:
     return not sys.modules["django.conf"].settings.configured
 
 
-def from_django() -> Mapping[str, Any]:
-    """Return Django's UWSGI_TASKS, where this process uses Django."""
+def _django_settings() -> Any:
+    """Return Django's settings, where this process uses Django and has told it where they are."""
     if "DJANGO_SETTINGS_MODULE" not in os.environ and "django" not in sys.modules:
-        return {}
+        return None
     try:
         from django.conf import settings
     except ImportError:
-        return {}
+        return None
     if not settings.configured and "DJANGO_SETTINGS_MODULE" not in os.environ:
-        return {}
-    found = getattr(settings, "UWSGI_TASKS", {})
+        return None
+    return settings
+
+
+def from_django() -> Mapping[str, Any]:
+    """Return Django's UWSGI_TASKS, where this process uses Django."""
+    found = getattr(_django_settings(), "UWSGI_TASKS", {})
     if not isinstance(found, Mapping):
         raise ConfigurationError(f"UWSGI_TASKS must be a dictionary, not {found!r}")
     return found
+
+
+def django_secret() -> list[str] | None:
+    """Return Django's SECRET_KEY and its SECRET_KEY_FALLBACKS, where this process uses Django."""
+    settings = _django_settings()
+    if settings is None:
+        return None
+    try:
+        key = getattr(settings, "SECRET_KEY", "")
+    # Django's, of an application that has no such key, and need not have one.
+    except Exception:  # noqa: BLE001
+        return None
+    found = map(str, [key, *getattr(settings, "SECRET_KEY_FALLBACKS", ())])
+    return [text for text in found if len(text) >= _LEAST_SECRET] or None
+
+
+_SCHEMES = {
+    "django.db.backends.sqlite3": "sqlite",
+    "django.db.backends.postgresql": "postgresql",
+    "django.contrib.gis.db.backends.postgis": "postgresql",
+    "django.db.backends.mysql": "mysql",
+}
+
+
+def django_store() -> str:
+    """Return the URL of Django's default database. Raises ConfigurationError."""
+    databases = getattr(_django_settings(), "DATABASES", None) or {}
+    found = databases.get("default", {})
+    scheme = _SCHEMES.get(found.get("ENGINE", ""))
+    if scheme is None:
+        raise ConfigurationError(
+            f"store='django': the default of DATABASES is {found.get('ENGINE') or 'not there'}, "
+            f"and this works with {', '.join(sorted(set(_SCHEMES.values())))}: name a URL instead"
+        )
+    if scheme == "sqlite":
+        return f"sqlite:///{Path(found['NAME']).absolute()}"
+    user = quote(str(found.get("USER") or ""), safe="")
+    password = quote(str(found.get("PASSWORD") or ""), safe="")
+    account = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    name, host = quote(str(found["NAME"])), str(found.get("HOST") or "")
+    port = f":{found['PORT']}" if found.get("PORT") else ""
+    if host.startswith("/"):
+        # A socket: PostgreSQL's folder, MySQL's file.
+        query = "host" if scheme == "postgresql" else "unix_socket"
+        return f"{scheme}://{account}/{name}?{query}={quote(host)}{port and '&port=' + port[1:]}"
+    return f"{scheme}://{account}{host or 'localhost' * (scheme == 'mysql')}{port}/{name}"
 
 
 def django_setup(settings_module: str | None = None) -> None:

@@ -9,123 +9,35 @@ import math
 import os
 import re
 import stat
-import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Iterator
 from pathlib import Path
 
-from uwsgi_tasks.errors import ConfigurationError, DecodeError, SubmitError
+from uwsgi_tasks.errors import ConfigurationError, SubmitError
+from uwsgi_tasks.spool_file import (
+    PREFIX,
+    give_away,
+    make_private,
+    new_name,
+    pack,
+    vacant,
+    write,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
-PREFIX = "uwsgi_spoolfile_on_"
+PROBE = PREFIX + "probe_"
+"""How the names of the doctor's questions begin, which are no jobs; see `probe`."""
 TICKET = PREFIX + "later"
 """A spool file without a job: when its time has come, what is due is moved in."""
 
-# modifier 17, the length of the variables, modifier 0; uWSGI checks neither modifier.
-_HEADER = struct.Struct("<BHB")
-_MODIFIER = 17
-_LIMIT = 0xFFFF
-"""uWSGI keeps every length in 16 bits."""
 _BUCKET = 16_000
 """Milliseconds of due times that share a folder: no listing grows with all that is waiting."""
-_TEXT = 16_000
-"""Bytes that one text in a dead letter may have."""
 _NEVER = 2**31 - 1
 _DELAYED = re.compile(rf"(\d+)_(\d+|-)_({PREFIX}.+)")
 _PATIENCE = 5.0
 """Seconds after which what was begun, and not finished, is tried again."""
-
-_numbers = count(1)
-
-
-def pack(variables: Mapping[str, str | bytes], body: bytes) -> bytes:
-    """Return a spool file's content, as uWSGI writes it. Raises ValueError if it does not fit."""
-    pieces = []
-    for key, value in variables.items():
-        for content in (_bytes(key), _bytes(value)):
-            if len(content) > _LIMIT:
-                raise ValueError(f"{key}: {len(content)} bytes do not fit into 16 bits of length")
-            pieces.append(struct.pack("<H", len(content)) + content)
-    head = b"".join(pieces)
-    if len(head) > _LIMIT:
-        raise ValueError(f"{len(head)} bytes of variables do not fit into 16 bits of length")
-    return _HEADER.pack(_MODIFIER, len(head), 0) + head + body
-
-
-def unpack(content: bytes) -> tuple[dict[str, str], bytes]:
-    """Return the variables and the body of a spool file. Raises DecodeError."""
-    try:
-        _, length, _ = _HEADER.unpack_from(content)
-        end = _HEADER.size + length
-        if len(content) < end:
-            raise DecodeError(f"cut after {len(content)} bytes")
-        texts, at = [], _HEADER.size
-        while at < end:
-            (size,) = struct.unpack_from("<H", content, at)
-            texts.append(content[at + 2 : at + 2 + size].decode("utf-8", "surrogateescape"))
-            at += 2 + size
-        if at != end or len(texts) % 2:
-            raise DecodeError("its variables do not add up")
-        return dict(zip(texts[::2], texts[1::2], strict=True)), content[end:]
-    except struct.error as error:
-        raise DecodeError(f"cut: {error}") from error
-
-
-def bury(folder: Path, variables: Mapping[str, str | bytes], body: bytes) -> Path:
-    """Keep in *folder* a job that finally failed, with what is known of it; return the file.
-
-    It is a spool file: moved into a spooler's directory, it runs again. Of *variables*, bytes are
-    part of the job, and kept whole; a text is cut where it is too long. Raises SubmitError.
-    """
-    name = _new_name()
-    _write(folder / name, pack(_fitting(variables), body), [folder])
-    return folder / name
-
-
-def _write(
-    path: Path, content: bytes, folders: Sequence[Path] = (), due: int | None = None
-) -> None:
-    """Write a file whole, or not at all; make *folders* for it, if need be. Raises SubmitError."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        try:
-            _write_private(temporary, content)
-        except FileNotFoundError:
-            # The mover takes away folders that it has emptied, at any moment. The directory
-            # itself we do not make: if it is gone, nobody would run what lies in a new one.
-            for folder in folders:
-                _make_private(folder)
-            _write_private(temporary, content)
-        if due is not None:
-            os.utime(temporary, (due, due))
-        temporary.rename(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise SubmitError(f"could not write into {path.parent}: {error.strerror}") from error
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        if os.geteuid() == 0:
-            _give_away(file.fileno(), path.parent)
-        file.write(content)
-
-
-def _make_private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.geteuid() == 0:
-        _give_away(folder, folder.parent)
-
-
-def _give_away(made: int | Path, parent: Path) -> None:
-    """Let what root has made belong to the owner of the folder that it lies in."""
-    owner = parent.stat()
-    if owner.st_uid != 0:
-        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 class SpoolDirectory:
@@ -192,36 +104,68 @@ class SpoolDirectory:
 
     # ---- writing ----------------------------------------------------------------------------
 
-    def write(self, body: bytes, priority: int | None = None) -> None:
-        """Put a job into the directory, to be run at the next pass. Raises SubmitError."""
-        folder = self.path if priority is None else self.path / str(priority)
-        _write(folder / _new_name(), pack({}, body), [] if priority is None else [folder])
+    def write(
+        self,
+        body: bytes,
+        priority: int | None = None,
+        *,
+        name: str | None = None,
+        durable: bool = False,
+    ) -> None:
+        """Put a job into the directory, to be run at the next pass. Raises SubmitError.
 
-    def write_later(self, body: bytes, due: float, priority: int | None = None) -> None:
-        """Keep a job until *due*, in seconds since 1970. Raises SubmitError."""
-        # Rounded up, so that it never runs early.
-        moment = math.ceil(due * 1000)
-        level = "-" if priority is None else str(priority)
-        name = f"{moment}_{level}_{_new_name()}"
-        folder = self._later / str(moment // _BUCKET)
-        _write(folder / name, pack({}, body), [self._later, folder])
+        *name* is that of the file. One that is there already is replaced; unless it is just run:
+        then the new one has a name of its own. *durable*: it is on the disk when this returns.
+        """
+        folder = self.path
+        if priority is not None:
+            folder = folder / str(priority)
+            if not folder.is_dir():
+                self._make(folder, durable=durable)
+        write(folder, name or new_name(), pack({}, body), durable=durable)
+
+    def _make(self, folder: Path, *, durable: bool) -> None:
+        try:
+            make_private(folder, durable=durable)
+        except OSError as error:
+            raise SubmitError(f"could not write into {self.path}: {error.strerror}") from error
+
+    def write_later(
+        self,
+        body: bytes,
+        due: float,
+        priority: int | None = None,
+        *,
+        name: str | None = None,
+        durable: bool = False,
+    ) -> None:
+        """Keep a job until *due*, in seconds since 1970; else as `write`. Raises SubmitError."""
+        path = self.delayed_path(name or new_name(), due, priority)
+        write_whole(path, pack({}, body), [self._later, path.parent], durable=durable)
         try:
             self.expect(due)
         except (OSError, SubmitError) as error:
             with contextlib.suppress(OSError):
-                (folder / name).unlink()
+                path.unlink()
             raise SubmitError(f"could not write into {self.path}: {error}") from error
+
+    def delayed_path(self, name: str, due: float, priority: int | None = None) -> Path:
+        """Return where a job lies until *due*."""
+        # Rounded up, so that it never runs early.
+        moment = math.ceil(due * 1000)
+        level = "-" if priority is None else str(priority)
+        return self._later / str(moment // _BUCKET) / f"{moment}_{level}_{name}"
 
     # ---- what is delayed --------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        _make_private(self._later)
+        make_private(self._later)
         # Opened each time: a lock on a file opened before a fork would be shared with the children.
         lock = os.open(self._later / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             if os.geteuid() == 0:
-                _give_away(lock, self._later)
+                give_away(lock, self._later)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
@@ -239,7 +183,7 @@ class SpoolDirectory:
                     os.utime(self._ticket, (second, second))
             except FileNotFoundError:
                 content = pack({"uwsgi_tasks": "moves in what is due"}, b"")
-                _write(self._ticket, content, due=second)
+                write_whole(self._ticket, content, due=second)
 
     def move_in(self, now: float, *, ordered: bool = True) -> int:
         """Move what is due into the directory; return how many. It may die at any moment.
@@ -278,15 +222,53 @@ class SpoolDirectory:
                 return moved, moment / 1000
             target = self.path / level if ordered and level != "-" else self.path
             if target != self.path:
-                _make_private(target)
-            (folder / f"{moment}_{level}_{name}").rename(target / name)
+                make_private(target)
+            with vacant(target / name) as free:
+                (folder / f"{moment}_{level}_{name}").rename(free)
             moved += 1
         # Not empty, if somebody is just writing into it: then it stays.
         with contextlib.suppress(OSError):
             folder.rmdir()
         return moved, None
 
-    # ---- at the start of a spooler ----------------------------------------------------------
+    @contextlib.contextmanager
+    def held(self, path: Path) -> Iterator[None]:
+        """Keep a job of the future where it is. Raises FileNotFoundError if it is not there."""
+        with self._locked():
+            path.stat()
+            yield
+
+    def take_delayed(self, path: Path) -> bytes | None:
+        """Take a job of the future away; return its spool file, None if it is not there."""
+        # Whoever moves what is due holds the same lock.
+        with self._locked(), contextlib.suppress(FileNotFoundError):
+            content = path.read_bytes()
+            path.unlink()
+            return content
+        return None
+
+    # ---- looking ----------------------------------------------------------------------------
+
+    def delayed(self) -> Iterator[tuple[float, int | None, Path]]:
+        """Yield the due time, the priority and the path of each job of the future."""
+        for bucket in sorted(int(name) for name in _names(self._later) if name.isdigit()):
+            folder = self._later / str(bucket)
+            for moment, level, name in sorted(_delayed(folder)):
+                priority = None if level == "-" else int(level)
+                yield moment / 1000, priority, folder / f"{moment}_{level}_{name}"
+
+    def waiting(self) -> Iterator[tuple[int | None, os.DirEntry[str]]]:
+        """Yield the priority and the entry of each job that waits or runs."""
+        levels = []
+        for entry in _entries(self.path):
+            if entry.name.isdigit():
+                levels.append(entry.name)
+            elif entry.name.startswith(PREFIX) and entry.name != TICKET:
+                yield None, entry
+        for level in sorted(levels, key=int):
+            for entry in _entries(self.path / level):
+                if entry.name.startswith(PREFIX):
+                    yield int(level), entry
 
     def find(self, name: str) -> Path | None:
         """Return where the spool file of this name lies, in the directory or a priority's."""
@@ -295,21 +277,31 @@ class SpoolDirectory:
                 return folder / name
         return None
 
+    # ---- at the start of a spooler ----------------------------------------------------------
+
     def tidy(self, *, ordered: bool) -> None:
         """Mend what crashes and changes of the configuration have left behind."""
         if not ordered:
             self._rescue_priorities()
         if self._later.is_dir():
             self.expect(time.time())
-        hour_ago = time.time() - 3600
-        for folder in (self.path, *self._priorities(), *self._later.glob("[0-9]*"), self.dead):
+        self._remove_leftovers(time.time() - 3600)
+
+    def _remove_leftovers(self, before: float) -> None:
+        """Remove what those left behind, and touched last *before*, who were killed at their work.
+
+        The halves of files, which take a living writer microseconds, and questions of the doctor.
+        """
+        folders = (self.path, *self._priorities(), *self._later.glob("[0-9]*"), self.dead)
+        for folder in folders:
             for name in _names(folder):
-                with contextlib.suppress(OSError):
-                    # Half a file of a writer that was killed; a living one takes microseconds.
+                if PREFIX in name:
                     path = folder / name
-                    ours = name.startswith(".") and PREFIX in name
-                    if ours and path.stat().st_mtime < hour_ago:
-                        path.unlink()
+                    is_left = name.startswith((".", PROBE))
+                    _remove_old(path, before, even_whole=is_left)
+        for name in _names(self.path / "running"):
+            if name.endswith(".probe") or (name.startswith(".") and ".probe." in name):
+                _remove_old(self.path / "running" / name, before, even_whole=True)
 
     def _priorities(self) -> list[Path]:
         return [self.path / name for name in _names(self.path) if name.isdigit()]
@@ -324,6 +316,14 @@ class SpoolDirectory:
                         (folder / name).rename(self.path / name)
 
 
+def _remove_old(path: Path, before: float, *, even_whole: bool) -> None:
+    """Remove a file, if it is empty, or *even_whole*, and older than *before*."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        if found.st_mtime < before and (even_whole or not found.st_size):
+            path.unlink()
+
+
 def _delayed(folder: Path) -> Iterator[tuple[int, str, str]]:
     """Yield the time in ms, the priority and the name of each delayed job in *folder*."""
     for found in _names(folder):
@@ -331,49 +331,13 @@ def _delayed(folder: Path) -> Iterator[tuple[int, str, str]]:
             yield int(match[1]), match[2], match[3]
 
 
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries
+
+
 def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _new_name() -> str:
-    # As uWSGI names its own: sorted by version, those of one process keep their order.
-    moment = time.time_ns() // 1000
-    return (
-        f"{PREFIX}{os.uname().nodename}_{os.getpid()}_{next(_numbers)}_"
-        f"{int.from_bytes(os.urandom(3))}_{moment // 1_000_000}_{moment % 1_000_000}"
-    )
-
-
-def _bytes(text: str | bytes) -> bytes:
-    if isinstance(text, bytes):
-        return text
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace")
-
-
-def _fitting(variables: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
-    """Cut the texts so that all fits: the end of a traceback says more than its beginning."""
-    fitting: dict[str, str | bytes] = {}
-    room = _LIMIT - sum(
-        len(_bytes(key)) + len(value) + 4
-        for key, value in variables.items()
-        if isinstance(value, bytes)
-    )
-    for key, value in variables.items():
-        if isinstance(value, bytes):
-            fitting[key] = value
-            continue
-        content = _bytes(value)
-        most = min(_TEXT, room - len(_bytes(key)) - 4)
-        if most <= 0:
-            continue
-        if len(content) > most:
-            content = content[-most:].decode("utf-8", "ignore").encode()
-        fitting[key] = content
-        room -= len(_bytes(key)) + len(content) + 4
-    return fitting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from time import time
 from types import CodeType
 from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
 
-from uwsgi_tasks.errors import InvalidTask
+from uwsgi_tasks.errors import InvalidTask, Unpicklable
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import Job, TaskExecutor
 from uwsgi_tasks.retry import Retry
@@ -24,6 +25,7 @@ from uwsgi_tasks.times import due, seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Unique = str | bool | Callable[..., str] | None
 
 
 class _Callers:
@@ -52,6 +54,11 @@ class Options:
     retry_timeout: float | None = None
     retry: Retry | None = None
     dead_letter: bool = True
+    timeout: float | None = None
+    expires: float | datetime | timedelta | None = None
+    result_ttl: float | None = None
+    unique: Unique = None
+    durable: bool = False
 
     obeys_codes: bool = field(init=False)
     """Does the value that the function returns say whether it is to run again?"""
@@ -71,7 +78,8 @@ class Options:
             self._set("retry_timeout", seconds(self.retry_timeout, "retry_timeout"))
         if self.retry is not None and not isinstance(self.retry, Retry):
             raise InvalidTask(f"retry= takes a Retry(...), not {self.retry!r}")
-        for name in ("spooler_return", "dead_letter"):
+        self._check_limits()
+        for name in ("spooler_return", "dead_letter", "durable"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidTask(f"{name}= is True or False, not {getattr(self, name)!r}")
         self._set("obeys_codes", self.spooler_return or self.retry_count is not None)
@@ -79,6 +87,21 @@ class Options:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+    def _check_limits(self) -> None:
+        for name in ("timeout", "result_ttl"):
+            value = getattr(self, name)
+            if value is not None:
+                self._set(name, seconds(value, name))
+        if self.timeout == 0:
+            raise InvalidTask("timeout= takes seconds, more than none; None sets no limit")
+        due(self.expires, name="expires")
+        key = self.unique
+        if key is not None and key is not True and not callable(key) and not _is_key(key):
+            raise InvalidTask(
+                "unique= takes a text, True for the arguments, or a function of the arguments that "
+                f"returns a text, not {key!r}"
+            )
 
     def _check_places(self) -> None:
         if not (self.working_dir is None or self.working_dir is CALLERS):
@@ -110,6 +133,21 @@ def options(given: dict[str, Any], start: Options | None = None) -> Options:
             f"no option {', '.join(sorted(unknown))}: choose from {', '.join(_CHOICES)}"
         )
     return Options(**given) if start is None else replace(start, **given)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def digest(value: Any) -> str:
+    """Return a text that tells *value* from others. Raises Unpicklable."""
+    from hashlib import blake2b  # noqa: PLC0415  it loads OpenSSL, and few tasks need it
+
+    try:
+        content = pickle.dumps(value, 5)
+    except Exception as error:
+        raise Unpicklable(f"unique=True: the arguments cannot be pickled ({error})") from error
+    return blake2b(content, digest_size=16).hexdigest()
 
 
 def _path(value: Any, name: str) -> str:
@@ -174,6 +212,10 @@ class Task(Generic[P, R]):
             given.spooler,
             given.mule,
             None,
+            None,
+            given.result_ttl,
+            None,
+            given.durable,
         )
         app.check(self)
 
@@ -194,7 +236,7 @@ class Task(Generic[P, R]):
 
         Those that the worker goes by are those of the declaration, and cannot change.
         """
-        fixed = {"name", "retry", "spooler_return", "dead_letter"} & set(changes)
+        fixed = {"name", "retry", "spooler_return", "dead_letter", "timeout"} & set(changes)
         if fixed:
             raise InvalidTask(
                 f"{self.name}: {', '.join(sorted(fixed))} cannot change from call to call; "
@@ -219,9 +261,24 @@ class Task(Generic[P, R]):
         if given.at is not None:
             at, delay = due(given.at, now)
         # As Job(...) would, in half of the time.
-        return tuple.__new__(
+        job: Job = tuple.__new__(
             Job, (id, self.name, args, kwargs, 1, now, at, delay, working_dir, *self._tail)
         )
+        if given.expires is not None:
+            job = job._replace(expires_at=due(given.expires, now, name="expires")[0])
+        if given.unique is not None:
+            job = job._replace(unique=self._unique_key(args, kwargs))
+        return job
+
+    def _unique_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        key = self.options.unique
+        if key is True:
+            return digest((args, sorted(kwargs.items())))
+        if callable(key):
+            key = key(*args, **kwargs)
+        if not _is_key(key):
+            raise InvalidTask(f"{self.name}: unique= gave {key!r}, and a key is a text")
+        return str(key)
 
     @property
     def is_importable(self) -> bool:

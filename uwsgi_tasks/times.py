@@ -24,7 +24,7 @@ def seconds(value: float | timedelta, name: str) -> float:
 
 
 def due(
-    value: float | datetime | timedelta | None, now: float | None = None
+    value: float | datetime | timedelta | None, now: float | None = None, *, name: str = "at"
 ) -> tuple[float | None, float | None]:
     """Return when *value* is, in seconds since 1970, and the delay if it is a timedelta.
 
@@ -34,22 +34,22 @@ def due(
     if value is None:
         return None, None
     if isinstance(value, timedelta):
-        delay = seconds(value, "at")
+        delay = seconds(value, name)
         at = (time.time() if now is None else now) + delay
         if at >= END:
-            raise InvalidTask(f"at={value!r} is after the year 9999")
+            raise InvalidTask(f"{name}={value!r} is after the year 9999")
         return at, delay
     if isinstance(value, datetime):
         if value.tzinfo is None:
             warnings.warn(
-                f"at={value}: a datetime without a time zone is taken for UTC; "
+                f"{name}={value}: a datetime without a time zone is taken for UTC; "
                 "give it one, or use a timedelta",
                 stacklevel=4,
             )
             value = value.replace(tzinfo=UTC)
         return value.timestamp(), None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidTask(f"at= takes a timestamp, a datetime or a timedelta, not {value!r}")
+        raise InvalidTask(f"{name}= takes a timestamp, a datetime or a timedelta, not {value!r}")
     if not 0 <= value < END:
-        raise InvalidTask(f"at={value!r} is not a time in seconds since 1970")
+        raise InvalidTask(f"{name}={value!r} is not a time in seconds since 1970")
     return float(value), None

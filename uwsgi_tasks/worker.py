@@ -6,12 +6,11 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from types import CoroutineType
 from typing import Any
 
@@ -21,21 +20,35 @@ from uwsgi_tasks.errors import (
     DecodeError,
     NotKept,
     RetryTaskException,
+    TaskCancelled,
     TaskNotFound,
     TasksError,
+    TaskTimeout,
     Unpicklable,
     shown,
 )
+from uwsgi_tasks.ledger import Ledger
+from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.loop import run_coroutine
-from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, Job, Result, State
+from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, DeadLetter, Job, Result, State, Stop
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.signing import Signer
+from uwsgi_tasks.spool_file import new_id, pack_variables
 from uwsgi_tasks.task import Options, Task
 from uwsgi_tasks.times import END
 
 log = logging.getLogger(__name__)
 
-Bury = Callable[[Mapping[str, str | bytes], bytes], Path]
-"""Keeps a dead letter: what is known of it, and its bytes. Raises TasksError."""
+Keep = Callable[[DeadLetter], str]
+"""Keeps a dead letter, and says where. Raises OSError or TasksError."""
 
+_PLAIN_AT = Job._fields.index("expires_at")
+_PLAIN = tuple(Job._field_defaults[name] for name in Job._fields[_PLAIN_AT:])
+"""The last fields of a job that wants no more than a run: each job is compared with them."""
+# A plain text: the hash of an enumeration's member is a call of Python code.
+_SUCCEEDED = State.SUCCEEDED.value
+_POLL = 1.0
+"""Seconds between two looks into the store whether a running job is to be killed."""
 _LEAST_WAIT = 1.0
 """Seconds between attempts of a task that asks for them without a limit."""
 
@@ -53,6 +66,8 @@ def decide(
     job: Job, options: Options, value: object, error: BaseException | None, now: float
 ) -> Verdict:
     """Say what follows when an attempt returned *value*, or raised *error*."""
+    if isinstance(error, TaskCancelled):
+        return Verdict(state=State.CANCELLED, reason=str(error))
     if isinstance(error, RetryTaskException):
         count = job.retry_count if error.count is None else error.count
         return _asked(job, options, count, error.timeout, now)
@@ -108,7 +123,9 @@ def _failed(job: Job, options: Options, error: BaseException, now: float) -> Ver
     if retry is not None and isinstance(error, retry.on) and retry.allows(job.attempt):
         wait = retry.wait(job.attempt)
         at = min(now + wait, END - 1) if wait else None
-        return Verdict(state=State.RETRYING, following=job.again(at=at))
+        if job.expires_at is None or now + wait <= job.expires_at:
+            return Verdict(state=State.RETRYING, following=job.again(at=at))
+        return Verdict(state=State.FAILED, reason="it expires before it could be tried again")
     return Verdict(state=State.FAILED, reason=f"attempt {job.attempt} was the last one")
 
 
@@ -116,7 +133,8 @@ class Worker:
     """Runs jobs for one executor.
 
     *find* returns the task of a name or raises TaskNotFound; *tasks* holds those that it has
-    found already. *bury* keeps dead letters.
+    found already. *keep* keeps dead letters, and says where; *ledger* all else that is kept.
+    *limit* has uWSGI end this process after so many seconds, should our own alarm not be heard.
     """
 
     def __init__(
@@ -125,19 +143,25 @@ class Worker:
         surroundings: Surroundings,
         tasks: Mapping[str, Task[..., Any]],
         find: Callable[[str], Task[..., Any]],
-        bury: Bury,
+        keep: Keep,
+        ledger: Ledger,
+        settings: Callable[[], Settings],
+        limit: Callable[[float | None], None],
+        tracks: bool,
     ) -> None:
-        self._surroundings = surroundings
-        self._tasks, self._find, self._bury = tasks, find, bury
+        self._surroundings, self._executor = surroundings, surroundings.executor
+        self._tasks, self._find, self._keep = tasks, find, keep
+        self._ledger, self._settings, self._limit = ledger, settings, limit
+        self._tracks = tracks
 
     # ---- what an executor calls -------------------------------------------------------------
 
     def decode(self, payload: bytes) -> Sequence[Job]:
         """Return the jobs in *payload*; none if it is a dead letter now. Raises NotKept."""
         try:
-            return codec.decode(payload)
+            return codec.decode(payload, self._settings().signer)
         except DecodeError as error:
-            self.reject(payload, str(error))
+            self.reject(payload, str(error), codec.names(payload))
             return ()
 
     def run(self, job: Job, payload: bytes | None = None, index: int = 0) -> Job | None:
@@ -154,116 +178,233 @@ class Worker:
             except TaskNotFound as missing:
                 self._lay_out(job, missing, "")
                 return None
+        asks = _asks(job, task)
+        if asks and not self._admits(job, bury=True):
+            return None
         current = alone.task = CurrentTask(job, self._surroundings)
+        began = time.time()
         try:
             if "django.db" in sys.modules:
                 _renew_connections()
             if job.working_dir is not None:
                 _change_directory(job, job.working_dir)
-            value, error = _attempt(task, job)
+            value, error = self._attempt(task, job) if asks else _attempt(task, job)
         finally:
             alone.task = None
         # Nearly all of them, and each step costs.
-        if error is None and not _speaks(task, current):
+        if error is None and not asks and not _speaks(task, current):
+            now = time.time()
+            self._ledger.count(task.name, _SUCCEEDED, now - began, now)
             return None
-        return self._settle(task, _unspoilt(current.job, payload, index), value, error).following
+        job = _unspoilt(current.job, payload, index, self._settings().signer)
+        return self._settle(task, job, value, error, began, bury=True)[1]
 
-    def perform(self, job: Job, payload: bytes, index: int = 0) -> tuple[Result, Job | None]:
+    def perform(
+        self, job: Job, payload: bytes, index: int = 0, *, bury: bool = False
+    ) -> tuple[Result, Job | None]:
         """Make one attempt for a caller who waits; whatever it raises is in the result.
 
         *job* is number *index* of *payload*, as for `run`.
         """
         task = self._find(job.task)
+        asks = _asks(job, task)
+        if asks and not self._admits(job, bury=bury):
+            error = TaskCancelled(f"{job} was cancelled, or had expired")
+            return Result(state=State.CANCELLED, attempt=job.attempt, error=error), None
+        if job.unique is not None:
+            # Whoever submits it gets to that when it has run.
+            self._ledger.confirm(job)
         current = CurrentTask(job, self._surroundings)
         token = current_task.set(current)
+        began = time.time()
         try:
-            value, error = _attempt(task, job)
+            value, raised = self._attempt(task, job) if asks else _attempt(task, job)
         finally:
             current_task.reset(token)
-        job = _unspoilt(current.job, payload, index)
-        verdict = decide(job, task.options, value, error, time.time())
-        if verdict.state is State.FAILED and error is None:
-            error = TasksError(f"{job}: {verdict.reason}")
-        result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
-        return result, verdict.following
+        job = _unspoilt(current.job, payload, index, self._settings().signer)
+        return self._settle(task, job, value, raised, began, bury=bury)
 
     def bury(self, job: Job, reason: str) -> None:
         """Make *job* a dead letter. Raises NotKept."""
         self._lay_out(job, TasksError(reason), "")
 
+    def cancel(self, job: Job) -> None:
+        """Note that *job* was cancelled, and does not run."""
+        log.info("%s was cancelled", job)
+        self._ledger.ends(job, self._executor, Result(state=State.CANCELLED, attempt=job.attempt))
+        self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
+
     def reject(
         self, payload: bytes, reason: str, variables: Mapping[str, str | bytes] | None = None
     ) -> None:
-        """Make a dead letter of bytes that are no job. Raises NotKept."""
-        path = self._keep({"error": reason, **(variables or {})}, payload)
-        log.error("%d bytes were not run: %s; they are kept in %s", len(payload), reason, path)
+        """Make a dead letter of bytes that were not run. Raises NotKept."""
+        known = dict(variables or {})
+        id, task = (str(known.pop(name, "")) for name in ("id", "task"))  # noqa: A001
+        letter = DeadLetter(
+            id=id or new_id(),
+            task=task,
+            executor=self._executor,
+            attempt=1,
+            failed_at=time.time(),
+            error=reason,
+            worker=self._ledger.worker,
+            payload=payload,
+            variables=pack_variables(known) if known else b"",
+        )
+        where = self._kept(letter)
+        log.error("%s: %d bytes were not run: %s; they are kept in %s",
+                  task or "no task", len(payload), reason, where)  # fmt: skip
+        self._ledger.count(task, State.FAILED, 0.0, time.time())
+        self._end_of_the_unread(payload, reason)
 
     # ---- the steps of an attempt ------------------------------------------------------------
 
-    def _settle(
-        self, task: Task[..., Any], job: Job, value: object, error: BaseException | None
-    ) -> Verdict:
-        verdict = decide(job, task.options, value, error, time.time())
-        if verdict.following is not None:
-            log.warning(
-                "%s: attempt %d %s; the next one follows%s",
-                job,
-                job.attempt,
-                f"failed with {type(error).__name__}" if error else "asked for another",
-                f" in {verdict.following.at - time.time():.1f} s" if verdict.following.at else "",
-            )
-        elif verdict.state is State.CANCELLED:
-            log.warning("%s is dropped: %s", job, verdict.reason)
-        elif verdict.state is State.FAILED:
-            self._fail(task, job, error or TasksError(verdict.reason))
-        return verdict
+    def _admits(self, job: Job, *, bury: bool) -> bool:
+        """May this attempt begin? Not if its job has expired, or was cancelled."""
+        if job.expires_at is not None and time.time() > job.expires_at:
+            error = TaskCancelled(f"it had expired before attempt {job.attempt} began")
+            if job.attempt > 1 and bury:
+                self._lay_out(job, error, "")
+            else:
+                log.warning("%s is dropped: %s", job, error)
+                result = Result(state=State.CANCELLED, attempt=job.attempt, error=error)
+                self._ledger.ends(job, self._executor, result)
+                self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
+            return False
+        # Where the executor cannot take a job away, the store must be asked.
+        return not job.result_ttl or self._tracks or self._ledger.starts(job)
 
-    def _fail(self, task: Task[..., Any], job: Job, error: BaseException) -> None:
-        # From the frame of the task on: what stands above it is ours, and says nothing.
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        text = "".join(traceback.format_exception(type(error), error, trace))
+    def _attempt(self, task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]:
+        """Run the function, with an end to it."""
+        seconds = task.options.timeout
+        polled = bool(job.result_ttl) and not self._tracks
+        if seconds is None and not polled:
+            return _attempt(task, job)
+        asked = self._surroundings.asked
+        is_killed = (lambda: asked(job) is Stop.KILL) if polled else None
+        if seconds is not None:
+            self._limit(seconds)
+        try:
+            with alarm.limit(seconds, is_killed, _POLL if polled else None):
+                return _attempt(task, job, seconds)
+        # It rang when the function had just returned.
+        except (TaskTimeout, TaskCancelled) as error:
+            return None, error
+        finally:
+            if seconds is not None:
+                self._limit(None)
+
+    def _settle(
+        self,
+        task: Task[..., Any],
+        job: Job,
+        value: object,
+        error: BaseException | None,
+        began: float,
+        *,
+        bury: bool,
+    ) -> tuple[Result, Job | None]:
+        now = time.time()
+        verdict = decide(job, task.options, value, error, now)
+        # A caller who waits is told, and does not wait between attempts.
+        if bury:
+            _report(job, verdict, error)
+        trace = ""
+        if verdict.state is State.FAILED:
+            error = error or TasksError(f"{job}: {verdict.reason}")
+            # From the frame of the task on: what stands above it is ours, and says nothing.
+            frames = error.__traceback__.tb_next if error.__traceback__ else None
+            trace = "".join(traceback.format_exception(type(error), error, frames))
+            if bury:
+                self._fail(task, job, error, trace)
+        result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
+        self._ledger.count(job.task, verdict.state, now - began, now)
+        if job.result_ttl or job.unique is not None:
+            self._ledger.ends(job, self._executor, result, trace=trace, started_at=began)
+        return result, verdict.following
+
+    def _fail(self, task: Task[..., Any], job: Job, error: BaseException, text: str) -> None:
         if task.options.dead_letter:
-            self._lay_out(job, error, text)
+            self._write_letter(job, error, text)
         else:
             log.error("%s failed in attempt %d, and is not kept\n%s", job, job.attempt, text)
 
     def _lay_out(self, job: Job, error: BaseException, trace: str) -> None:
-        variables = {
-            "task": job.task,
-            "id": job.id,
-            "attempt": str(job.attempt),
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "error": shown(error),
-            "traceback": trace,
-        }
-        # Whoever puts it back wants it to be tried as often as it was.
+        """Make a dead letter of a job that has not run, or not to its end."""
+        self._write_letter(job, error, trace)
+        self._ledger.count(job.task, State.FAILED, 0.0, time.time())
+        result = Result(state=State.FAILED, attempt=job.attempt, error=error)
+        self._ledger.ends(job, self._executor, result, trace=trace)
+
+    def _end_of_the_unread(self, payload: bytes, reason: str) -> None:
+        """Tell those who wait for a job that was never decoded, or killed its process."""
+        try:
+            jobs = codec.peek(payload)
+        except DecodeError:
+            return
+        for job in jobs:
+            result = Result(state=State.FAILED, attempt=job.attempt, error=TasksError(reason))
+            self._ledger.ends(job, self._executor, result)
+
+    def _write_letter(self, job: Job, error: BaseException, trace: str) -> None:
+        # Whoever puts it back wants it to be tried as often as it was, and whatever the time is.
         count = None if job.retry_count is None else job.retry_count + job.attempt - 1
-        fresh = job._replace(attempt=1, at=None, retry_count=count)
-        path = self._keep(variables, _encoded(fresh, variables))
+        fresh = job._replace(attempt=1, at=None, retry_count=count, expires_at=None)
+        payload, lost = _encoded(fresh, self._settings().signer)
+        letter = DeadLetter(
+            id=job.id,
+            task=job.task,
+            executor=self._executor,
+            attempt=job.attempt,
+            failed_at=time.time(),
+            error=shown(error),
+            traceback=f"{trace}\nIts arguments could not be kept: {lost}" if lost else trace,
+            worker=self._ledger.worker,
+            payload=payload,
+        )
         log.error(
             "%s failed in attempt %d: %s; it is kept in %s%s",
             job,
             job.attempt,
-            variables["error"],
-            path,
+            letter.error,
+            self._kept(letter),
             trace and f"\n{trace}",
         )
 
-    def _keep(self, variables: Mapping[str, str | bytes], body: bytes) -> Path:
+    def _kept(self, letter: DeadLetter) -> str:
         try:
-            return self._bury(variables, body)
+            return self._keep(letter)
         except (OSError, TasksError) as error:
             raise NotKept(f"no dead letter could be written: {shown(error)}") from error
 
 
-def _encoded(job: Job, variables: dict[str, str]) -> bytes:
-    """Return *job* as bytes; what a task has made of its arguments or buffer may not travel."""
+def _report(job: Job, verdict: Verdict, error: BaseException | None) -> None:
+    if verdict.following is not None:
+        log.warning(
+            "%s: attempt %d %s; the next one follows%s",
+            job,
+            job.attempt,
+            f"failed with {type(error).__name__}" if error else "asked for another",
+            f" in {verdict.following.at - time.time():.1f} s" if verdict.following.at else "",
+        )
+    elif verdict.state is State.CANCELLED:
+        log.warning("%s is dropped: %s", job, verdict.reason)
+
+
+def _asks(job: Job, task: Task[..., Any]) -> bool:
+    """Does *job* want more than a run?"""
+    return job[_PLAIN_AT:] != _PLAIN or task.options.timeout is not None
+
+
+def _encoded(job: Job, signer: Signer | None) -> tuple[bytes, str]:
+    """Return *job* as bytes, and what could not travel: a task may make anything of its buffer."""
     try:
-        return codec.encode((job,))
+        return codec.encode((job,), signer), ""
     except Unpicklable:
+        lost = "their text could not be made"
         with contextlib.suppress(Exception):
-            variables["lost"] = f"{job.args!r} {job.kwargs!r} {job.buffer!r}"
-        return codec.encode((job._replace(args=(), kwargs={}, buffer=None),))
+            lost = f"{job.args!r} {job.kwargs!r} {job.buffer!r}"
+        return codec.encode((job._replace(args=(), kwargs={}, buffer=None),), signer), lost
 
 
 def _speaks(task: Task[..., Any], current: CurrentTask) -> bool:
@@ -271,26 +412,40 @@ def _speaks(task: Task[..., Any], current: CurrentTask) -> bool:
     return task.options.obeys_codes or current.retry_count is not None
 
 
-def _unspoilt(job: Job, payload: bytes | None, index: int) -> Job:
+def _unspoilt(job: Job, payload: bytes | None, index: int, signer: Signer | None) -> Job:
     """Return *job* with the arguments of its call, whatever the task has done to them."""
     if payload is None or not (job.args or job.kwargs):
         return job
     try:
-        original = codec.decode(payload)[index]
+        original = codec.decode(payload, signer)[index]
     except DecodeError:
         return job
     return job._replace(args=original.args, kwargs=original.kwargs)
 
 
-def _attempt(task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]:
+def _attempt(
+    task: Task[..., Any], job: Job, seconds: float | None = None
+) -> tuple[Any, BaseException | None]:
     try:
         value = task.func(*job.args, **job.kwargs)
         if type(value) is CoroutineType:
-            value = run_coroutine(value)
+            value = _awaited(value, seconds)
     # The attempt: whatever a task raises, sys.exit() included, is how it ended.
     except BaseException as error:  # noqa: BLE001
         return None, error
     return value, None
+
+
+def _awaited(coroutine: CoroutineType[Any, Any, Any], seconds: float | None) -> Any:
+    if seconds is None or threading.current_thread() is threading.main_thread():
+        return run_coroutine(coroutine)
+    began = time.monotonic()
+    try:
+        return run_coroutine(coroutine, seconds)
+    except TimeoutError as error:
+        if time.monotonic() < began + seconds:
+            raise
+        raise TaskTimeout(f"it took longer than its timeout of {seconds:g} s") from error
 
 
 def _renew_connections() -> None:

@@ -1,17 +1,20 @@
-"""Every executor, with a uWSGI that carries its bytes inside the test."""
+"""Every executor, with a uWSGI that carries its bytes inside the test, and every store."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 import uwsgi_tasks.executors
 from tests import fakes
+from tests.conformance.places import database, place, shared, store  # noqa: F401  fixtures
 from tests.fakes import FakeUwsgi
+from tests.servers import mariadb, postgresql  # noqa: F401  fixtures
 from uwsgi_tasks import App
 from uwsgi_tasks.codec import decode
+from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.server import Server
-from uwsgi_tasks.spool import unpack
 
 FOLDER = Path(uwsgi_tasks.executors.__file__).parent
 clock, home, wakes = fakes.clock, fakes.home, fakes.wakes
@@ -29,6 +32,10 @@ class Carrier:
     """Does the process run one job at a time?"""
     moves = True
     """Does a job run in its working directory?"""
+    waits = True
+    """Can a job wait between two attempts?"""
+    counts = True
+    """Are the runs counted?"""
 
     def __init__(self, folder, clock, wakes):
         self.folder, self.clock, self.wakes = folder, clock, wakes
@@ -36,6 +43,8 @@ class Carrier:
         self.spool.mkdir(mode=0o750)
         self.uwsgi = self.server()
         self.app = App(Server(self.uwsgi), dead_dir=str(folder / "spool" / "dead"))
+        self.inside = self.app
+        """The app of the processes that run the jobs."""
         self.start(self.app)
 
     def server(self):
@@ -58,6 +67,10 @@ class Carrier:
             return self.app.task(**{"executor": self.executor, "name": name, **options})(func)
 
         return declare if func is None else declare(func)
+
+    def configure(self, **settings):
+        """Change the settings of all processes."""
+        self.app.configure(**settings)
 
     def work(self):
         """Run all that is due."""
@@ -82,12 +95,12 @@ class Carrier:
         except Exception as error:  # noqa: BLE001  how the attempt ended
             return [f"{type(error).__name__}: {error}"]
         self.wait(60)
-        return [variables["error"] for variables, _ in self.dead()]
+        return [letter.error for letter, _ in self.dead()]
 
     def dead(self):
-        """The dead letters: what is known of each, and its job."""
-        found = [unpack(file.read_bytes()) for file in (self.spool / "dead").glob("*")]
-        return [(variables, decode(body)[0]) for variables, body in found]
+        """The dead letters, the newest first: what is known of each, and its job."""
+        signer = self.app.settings.signer
+        return [(letter, decode(letter.payload, signer)[0]) for letter in self.app.dead.list()]
 
     def left(self):
         """How many files still wait."""
@@ -100,6 +113,8 @@ class Runtime(Carrier):
     executor = "runtime"
     travels = False
     moves = False
+    waits = False
+    counts = False
 
 
 class Spooler(Carrier):
@@ -120,7 +135,10 @@ class SpoolerFromOutside(Spooler):
         self.app = App(Server(None), spooler_dir=str(self.spool))
         # The other process would import the module, and find the same tasks.
         self.app.tasks = app.tasks
-        self.inside = app
+
+    def configure(self, **settings):
+        super().configure(**settings)
+        self.inside.configure(**settings)
 
 
 class Mule(Carrier):
@@ -138,6 +156,8 @@ class LonelyMule(Carrier):
 
     executor = "mule"
     alone = True
+    waits = False
+    counts = False
 
     def server(self):
         return FakeUwsgi(mules=1)
@@ -151,10 +171,21 @@ CARRIERS = {
 """The contract is checked for each of these. A new executor needs an entry."""
 
 
-@pytest.fixture(
-    params=[one for all_ in CARRIERS.values() for one in all_], ids=lambda c: c.__name__
-)
-def carrier(request, tmp_path, home, clock, wakes):
-    made = request.param(tmp_path, clock, wakes)
-    yield made
-    os.chdir("/")
+def carried(*kinds):
+    """A fixture: a carrier, of each of these kinds."""
+
+    @pytest.fixture(params=kinds, ids=lambda kind: kind.__name__)
+    def carrier(request, tmp_path, home, clock, wakes):
+        made = request.param(tmp_path, clock, wakes)
+        alarmed = signal.getsignal(signal.SIGALRM)
+        yield made
+        # Spoolers and mules listen to it for life.
+        alarm.watch(lambda: False)
+        signal.signal(signal.SIGALRM, alarmed)
+        os.chdir("/")
+
+    return carrier
+
+
+ALL = [one for all_ in CARRIERS.values() for one in all_]
+carrier = carried(*ALL)

@@ -105,7 +105,11 @@ def test_the_value_is_known_only_where_the_call_has_run(carrier):
     if carrier.travels:
         with pytest.raises(ResultNotKept):
             handle.result()
-        assert handle.state is State.QUEUED
+        if load(carrier.executor).tracks:
+            assert handle.state is State.QUEUED
+        else:
+            with pytest.raises(ResultNotKept):
+                _ = handle.state
     else:
         assert (handle.result(), handle.state) == (42, State.SUCCEEDED)
 
@@ -244,9 +248,9 @@ def test_a_dead_letter_holds_the_job(carrier):
         return
     handle = send(1, copy=True)
     carrier.work()
-    ((variables, job),) = carrier.dead()
+    ((letter, job),) = carrier.dead()
     assert (job.id, job.args, job.kwargs) == (handle.id, (1,), {"copy": True})
-    assert (variables["task"], variables["id"]) == ("conformance.send", handle.id)
+    assert (letter.task, letter.id) == ("conformance.send", handle.id)
 
 
 def test_a_dead_letter_can_be_declined(carrier):
@@ -341,9 +345,7 @@ def test_a_task_that_is_gone_is_a_dead_letter(carrier):
     send()
     carrier.app.tasks.clear()
     carrier.work()
-    assert [variables["error"].partition(":")[0] for variables, _ in carrier.dead()] == [
-        "TaskNotFound"
-    ]
+    assert [letter.error.partition(":")[0] for letter, _ in carrier.dead()] == ["TaskNotFound"]
 
 
 # --- trying again
@@ -954,7 +956,8 @@ def test_a_job_is_submitted_whole_or_not_at_all(carrier, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("uwsgi_tasks.spool._write_private", full)
+        patch.setattr("uwsgi_tasks.spool_file.os.write", full)
+        patch.setattr("uwsgi_tasks.spool_file._write_private", full)
         with pytest.raises(SubmitError):
             send()
     carrier.uwsgi.full, carrier.uwsgi.room = False, 99

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import ParamSpec, TypeVar, assert_type
+from typing import Any, ParamSpec, TypeVar, assert_type
+from unittest.mock import ANY, call
 
 from uwsgi_tasks import (
     SPOOL_IGNORE,
     SPOOL_OK,
     SPOOL_RETRY,
+    App,
     Job,
     JobHandle,
     Retry,
@@ -25,6 +27,15 @@ from uwsgi_tasks import (
     task,
     timer,
     timer_lazy,
+)
+from uwsgi_tasks.testing import (
+    Attempt,
+    CapturedJob,
+    QueuedTasks,
+    SubmittedTasks,
+    capture_tasks,
+    eager_tasks,
+    queue_tasks,
 )
 
 P = ParamSpec("P")
@@ -130,3 +141,34 @@ def in_a_minute(given: Task[[str], int], path: str) -> JobHandle:
 
 
 in_a_minute(with_options, "x")
+
+
+def test_what_is_submitted(captured_tasks: SubmittedTasks) -> None:
+    bare(42)
+    assert_type(captured_tasks.assert_submitted(bare, 42, polite=ANY), CapturedJob)
+    captured_tasks.assert_submitted_once(bare.using(priority=3, at=timedelta(days=1)), user_id=42)
+    captured_tasks.assert_not_submitted(with_options)
+    captured_tasks.assert_nothing_submitted()
+    assert captured_tasks.calls(bare) == [call(42), call(ANY)]
+    assert_type(captured_tasks.of(bare, 42), list[CapturedJob])
+    assert_type([job.at for job in captured_tasks], list[datetime | timedelta | None])
+    assert_type(captured_tasks.jobs[0].args, tuple[Any, ...])
+    captured_tasks.clear()
+
+
+def test_what_is_queued(queued_tasks: QueuedTasks) -> None:
+    assert_type(queued_tasks.run(bare, check=False), list[Attempt])
+    assert_type(queued_tasks.run_all(limit=10)[0].state, State)
+    queued_tasks.advance(timedelta(days=1))
+    queued_tasks.advance(0.5)
+    assert_type(queued_tasks.now, datetime)
+    assert_type(queued_tasks.waiting, list[CapturedJob])
+    assert_type(queued_tasks.failed[0].error, BaseException | None)
+    queued_tasks.assert_nothing_waits()
+    queued_tasks.strict = True
+
+
+with capture_tasks() as captured, eager_tasks(App()) as ran, queue_tasks(strict=True) as queued:
+    assert_type(captured, SubmittedTasks)
+    assert_type(ran, SubmittedTasks)
+    assert_type(queued, QueuedTasks)

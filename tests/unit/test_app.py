@@ -23,11 +23,12 @@ from uwsgi_tasks import (
     TaskExecutor,
 )
 from uwsgi_tasks.codec import decode, encode
-from uwsgi_tasks.errors import TaskNotFound
+from uwsgi_tasks.errors import StoreError, TaskNotFound
 from uwsgi_tasks.marks import _own_name
-from uwsgi_tasks.model import Job
+from uwsgi_tasks.model import DeadLetter, Job
 from uwsgi_tasks.server import Server
-from uwsgi_tasks.spool import unpack
+from uwsgi_tasks.spool_file import pack_raw, unpack
+from uwsgi_tasks.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("wakes", "home")
 
@@ -163,7 +164,7 @@ def test_a_task_changes_its_way_when_the_settings_change(path):
     task(1)
     app.configure(executor="runtime")
     task(2)
-    assert (len(list(path.iterdir())), sent) == (1, [(2,)])
+    assert (len(list(path.glob("uwsgi*"))), sent) == (1, [(2,)])
 
 
 def test_all_calls_of_a_map_travel_together(path):
@@ -429,22 +430,50 @@ def test_a_module_that_fails_is_named_with_its_error(module, source, reason):
 # --- dead letters
 
 
-def bury(app):
-    return app._bury({"task": "shop.send"}, b"job")
+NOW = 1_700_000_000.0
+LETTER = DeadLetter(
+    id="1", task="shop.send", executor="mule", attempt=2, failed_at=NOW, error="no", payload=b"job"
+)
+
+
+def kept_in_a_file(app):
+    """Have the app keep a dead letter while its store is away; return the file."""
+    return Path(app.dead.keep(LETTER))
+
+
+def away():
+    """A store that is out of reach, and the URL by which it is named."""
+    return {"store": f"{__name__}:Away:"}
+
+
+class Away(MemoryStore):
+    def bury(self, letter):
+        raise StoreError("nobody is at home")
+
+
+def test_dead_letters_lie_in_the_store(path):
+    app = app_in(FakeUwsgi(spoolers=(str(path),)))
+    assert (app.dead.keep(LETTER), app.dead.list()) == ("the store", [LETTER])
 
 
 def test_dead_letters_lie_in_the_directory_of_the_spooler(path):
-    assert bury(app_in(FakeUwsgi(spoolers=(str(path),)))).parent == path / "dead"
+    app = app_in(FakeUwsgi(spoolers=(str(path),)), **away())
+    assert kept_in_a_file(app).parent == path / "dead"
+
+
+def test_the_store_lies_beside_the_jobs(path):
+    app_in(FakeUwsgi(spoolers=(str(path),))).dead.keep(LETTER)
+    assert (path / "store.sqlite3").exists()
 
 
 def test_without_a_spooler_dead_letters_lie_where_the_setting_says(tmp_path):
-    app = app_in(FakeUwsgi(), dead_dir=str(tmp_path / "dead" / "letters"))
-    assert bury(app).parent == tmp_path / "dead" / "letters"
+    app = app_in(FakeUwsgi(), dead_dir=str(tmp_path / "dead" / "letters"), **away())
+    assert kept_in_a_file(app).parent == tmp_path / "dead" / "letters"
 
 
 def test_without_a_setting_dead_letters_lie_in_a_private_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    file = bury(app_in())
+    file = kept_in_a_file(app_in(**away()))
     private = tmp_path / f"uwsgi_tasks-{os.geteuid()}"
     assert (file.parent, private.stat().st_mode & 0o777) == (private / "dead", 0o700)
 
@@ -460,7 +489,7 @@ def test_a_folder_that_somebody_else_has_prepared_is_refused(tmp_path, monkeypat
         (tmp_path / "theirs").mkdir(mode=0o700)
         private.symlink_to(tmp_path / "theirs")
     with pytest.raises(ConfigurationError, match="is not private: set 'dead_dir'"):
-        app_in().dead_letters()
+        kept_in_a_file(app_in(**away()))
 
 
 # --- inside uWSGI
@@ -518,29 +547,30 @@ def test_a_job_of_a_second_app_finds_its_task(path):
 
 def test_a_job_whose_task_is_gone_is_a_dead_letter_and_is_done_with(path):
     uwsgi = FakeUwsgi(spoolers=(str(path),))
-    app_in(uwsgi)
+    app = app_in(uwsgi)
     uwsgi.spool({b"body": encode([Job("1", "no.such.task")])})
-    assert (uwsgi.look(), len(list((path / "dead").iterdir()))) == (1, 1)
+    assert (uwsgi.look(), [letter.id for letter in app.dead.list()]) == (1, ["1"])
 
 
 def test_bytes_that_are_no_job_are_a_dead_letter_and_are_done_with(path):
     uwsgi = FakeUwsgi(spoolers=(str(path),))
-    app_in(uwsgi)
+    app = app_in(uwsgi)
     uwsgi.spool({b"body": encode([Job("1", "f")])[:-1]})
     assert uwsgi.look() == 1
-    (file,) = (path / "dead").iterdir()
-    assert "cut or altered" in unpack(file.read_bytes())[0]["error"]
+    (letter,) = app.dead.list()
+    assert "cut or altered" in letter.error
+    assert letter.payload == encode([Job("1", "f")])[:-1]
 
 
 def test_a_large_file_of_0_7_that_is_refused_is_kept_whole(path):
     uwsgi = FakeUwsgi(spoolers=(str(path),))
-    app_in(uwsgi, accept_legacy=False)
+    app = app_in(uwsgi, accept_legacy=False)
     content = bytes(range(256)) * 100
     uwsgi.spool({b"function_name": b"shop.send", b"setup": b"x", b"args": content})
     uwsgi.look()
-    (file,) = Path(path / "dead").iterdir()
-    kept = unpack(file.read_bytes())[0]["args"].encode("utf-8", "surrogateescape")
-    assert kept == content
+    (letter,) = app.dead.list()
+    variables, _ = unpack(pack_raw(letter.variables, b""))
+    assert variables["args"].encode("utf-8", "surrogateescape") == content
 
 
 # --- settings that come late, and one server for all

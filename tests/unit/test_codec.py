@@ -1,27 +1,46 @@
 """Jobs as bytes, and back."""
 
+import contextlib
 import pickle
 import re
 import struct
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import as_env, legacy
-from uwsgi_tasks.codec import MAGIC, decode, decode_legacy, encode, is_batch, is_legacy
+from uwsgi_tasks import codec
+from uwsgi_tasks.codec import (
+    MAGIC,
+    decode,
+    decode_legacy,
+    decode_value,
+    encode,
+    encode_value,
+    is_batch,
+    is_legacy,
+    peek,
+)
 from uwsgi_tasks.codec import names as names_of
 from uwsgi_tasks.errors import DecodeError, SubmitError
 from uwsgi_tasks.model import Job
+from uwsgi_tasks.signing import SIZE, Signer
 
 ONE = Job("3f2c", "shop.send", (1, "two"), {"three": [3]}, buffer={"done": {4}})
 SINGLE = encode([ONE])
 MANY = [ONE._replace(id=f"3f2c.{number}", args=(number,)) for number in range(5)]
 BATCH = encode(MANY)
+
+OURS, OLD, THEIRS = Signer(["our secret"]), Signer(["our old secret"]), Signer(["their secret"])
+ROTATED = Signer(["our secret", "our old secret"])
+HEAD = struct.calcsize("<3scQI")
+SIGNED, SIGNED_BATCH = encode([ONE], OURS), encode(MANY, OURS)
 
 VALUES = st.recursive(
     st.none()
@@ -329,3 +348,237 @@ def test_the_first_job_can_be_named_without_unpickling_it(payload):
 @given(st.binary())
 def test_of_bytes_of_others_there_is_no_more_to_name_than_two_texts(payload):
     assert set(names_of(payload)) <= {"id", "task"}
+
+
+# --- signed
+
+
+@pytest.mark.parametrize("jobs", [[ONE], MANY], ids=["one", "many"])
+def test_what_was_signed_comes_back(jobs):
+    assert list(decode(encode(jobs, OURS), OURS)) == jobs
+
+
+@pytest.mark.parametrize("signer", [OURS, OLD])
+def test_what_any_of_our_secrets_has_signed_is_read(signer):
+    assert list(decode(encode([ONE], signer), ROTATED)) == [ONE]
+
+
+def test_the_first_of_our_secrets_signs():
+    payload = encode([ONE], ROTATED)
+    assert list(decode(payload, OURS)) == [ONE]
+    with pytest.raises(DecodeError):
+        decode(payload, OLD)
+
+
+@pytest.mark.parametrize("payload", [SINGLE, BATCH, encode_value(1)], ids=["one", "many", "value"])
+def test_what_is_not_signed_is_refused_where_a_secret_is_known(payload):
+    with pytest.raises(DecodeError, match="not signed, and a secret is known here"):
+        decode(payload, OURS)
+
+
+@pytest.mark.parametrize("jobs", [[ONE], MANY], ids=["one", "many"])
+def test_what_another_secret_has_signed_is_refused_with_the_remedy(jobs):
+    with pytest.raises(DecodeError, match="add that one to the list in 'secret'"):
+        decode(encode(jobs, THEIRS), OURS)
+
+
+def test_a_digest_does_not_hold_for_another_kind_of_content():
+    # What was signed as a value must not be taken for a job, though its bytes are the same.
+    value = encode_value(ONE[:], OURS)
+    digest, content = value[HEAD : HEAD + SIZE], value[HEAD + SIZE :]
+    forged = whole(b"S", content)[:HEAD] + digest + content
+    with pytest.raises(DecodeError, match="another secret"):
+        decode(forged, OURS)
+
+
+def test_where_no_secret_is_known_a_signature_says_nothing():
+    assert list(decode(SIGNED)) == [ONE]
+
+
+@pytest.mark.parametrize(("payload", "expected"), [(SIGNED, False), (SIGNED_BATCH, True)])
+def test_many_calls_are_told_from_one_where_they_are_signed(payload, expected):
+    assert is_batch(payload) is expected
+
+
+@pytest.mark.parametrize("payload", [SIGNED, SIGNED_BATCH])
+def test_the_first_job_that_is_signed_can_be_named(payload):
+    assert names_of(payload)["task"] == "shop.send"
+
+
+# --- what a task returned or raised
+
+
+@pytest.mark.parametrize("signer", [None, OURS], ids=["unsigned", "signed"])
+@given(value=VALUES)
+def test_a_value_comes_back(signer, value):
+    assert decode_value(encode_value(value, signer), signer) == value
+
+
+def test_an_exception_comes_back():
+    found = decode_value(encode_value(OSError("no such host")))
+    assert (type(found), str(found)) == (OSError, "no such host")
+
+
+def test_a_value_that_cannot_be_pickled_raises():
+    with pytest.raises(TypeError):
+        encode_value(threading.Lock())
+
+
+@pytest.mark.parametrize(
+    ("payload", "signer"),
+    [
+        (SINGLE, None),
+        (SIGNED, OURS),
+        (encode_value(1), OURS),
+        (b"", None),
+        (encode_value(1, THEIRS), OURS),
+    ],
+)
+def test_what_is_no_value_is_a_decode_error(payload, signer):
+    with pytest.raises(DecodeError):
+        decode_value(payload, signer)
+
+
+@pytest.mark.parametrize("signer", [None, OURS], ids=["unsigned", "signed"])
+def test_a_value_is_no_job(signer):
+    with pytest.raises(DecodeError, match="not a job"):
+        decode(encode_value(ONE[:], signer), signer)
+
+
+def test_a_value_whose_constructor_exits_is_a_decode_error():
+    with pytest.raises(DecodeError, match="SystemExit"):
+        decode_value(encode_value(Exiting()))
+
+
+class Exiting:
+    def __reduce__(self):
+        return sys.exit, (3,)
+
+
+# --- to look at
+
+
+@pytest.mark.parametrize("payload", [SINGLE, SIGNED], ids=["unsigned", "signed"])
+def test_a_job_can_be_looked_at_whoever_has_written_it(payload):
+    assert list(peek(payload)) == [ONE]
+
+
+@pytest.mark.parametrize("payload", [BATCH, SIGNED_BATCH], ids=["unsigned", "signed"])
+def test_many_calls_can_be_looked_at(payload):
+    assert list(peek(payload)) == MANY
+
+
+def test_looking_at_a_job_runs_nothing():
+    (job,) = peek(encode([ONE._replace(args=(Exiting(),))]))
+    assert repr(job.args) == "(<sys.exit(3)>,)"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", SINGLE[:-1], encode_value(1), whole(b"1", b"nonsense"), whole(b"1", pickle.dumps(5))],
+)
+def test_what_is_no_job_cannot_be_looked_at(payload):
+    with pytest.raises(DecodeError):
+        peek(payload)
+
+
+# --- whatever comes
+
+
+@st.composite
+def altered(draw, payload):
+    """A payload with pieces of it cut out, replaced, doubled or inserted; or cut off."""
+    content = bytearray(payload)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        end = draw(st.integers(start, min(start + 20, len(content))))
+        content[start:end] = draw(
+            st.one_of(st.binary(max_size=20), st.just(bytes(content[start:end]) * 2))
+        )
+    if draw(st.booleans()):
+        del content[draw(st.integers(0, len(content))) :]
+    return bytes(content)
+
+
+@st.composite
+def forged(draw, payload):
+    """A payload that was altered, whose length and sum were made right again."""
+    changed = draw(altered(payload))
+    kind = draw(st.sampled_from([b"1", b"n", b"v", b"S", b"N", b"V"]))
+    digest = draw(st.sampled_from([b"", changed[HEAD : HEAD + SIZE], bytes(SIZE)]))
+    content = draw(
+        st.sampled_from([changed[HEAD:], changed[HEAD + SIZE :], payload[HEAD + SIZE :]])
+    )
+    return whole(kind, content)[:HEAD] + digest + content
+
+
+WRITTEN = [SINGLE, BATCH, SIGNED, SIGNED_BATCH, encode([ONE], THEIRS), encode_value([1], OURS)]
+SOUND = {payload[HEAD + SIZE :] for payload in (SIGNED, SIGNED_BATCH, encode_value([1], OURS))}
+"""What may be unpickled where our secret is known."""
+ANYTHING = st.one_of(
+    st.binary(max_size=200),
+    st.sampled_from(WRITTEN),
+    st.sampled_from(WRITTEN).flatmap(altered),
+)
+
+
+@contextlib.contextmanager
+def watched():
+    """Note what is unpickled meanwhile."""
+    loaded, loads = [], pickle.loads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            codec.pickle, "loads", lambda content: loaded.append(content) or loads(content)
+        )
+        yield loaded
+
+
+def read(way, payload, *given):
+    """Read a payload; what comes of it is jobs, a value, or a DecodeError."""
+    with watched() as loaded:
+        try:
+            found = way(payload, *given)
+        except DecodeError:
+            found = None
+        if way is not decode_value:
+            assert {type(job) for job in found or ()} <= {Job}
+    return loaded
+
+
+@settings(deadline=None, max_examples=500)
+@given(ANYTHING | st.sampled_from(WRITTEN).flatmap(forged))
+def test_nothing_is_unpickled_that_we_have_not_signed(payload):
+    assert set(read(decode, payload, OURS)) <= SOUND
+    assert set(read(decode_value, payload, OURS)) <= SOUND
+
+
+@settings(deadline=None, max_examples=500)
+@given(ANYTHING)
+def test_whatever_comes_unsigned_is_jobs_or_a_decode_error(payload):
+    read(decode, payload)
+    read(decode_value, payload)
+
+
+@settings(deadline=None, max_examples=500)
+@given(ANYTHING)
+def test_whatever_is_looked_at_is_never_unpickled(payload):
+    assert read(peek, payload) == []
+
+
+@settings(deadline=None)
+@given(ANYTHING | st.sampled_from(WRITTEN).flatmap(forged))
+def test_whatever_comes_has_a_name_or_none(payload):
+    assert set(names_of(payload)) <= {"id", "task"}
+
+
+@pytest.mark.parametrize("payload", [SIGNED, SIGNED_BATCH], ids=["one", "many"])
+def test_a_signed_payload_cut_anywhere_is_not_unpickled(payload):
+    assert [read(decode, payload[:end], OURS) for end in range(len(payload))] == [[]] * len(payload)
+
+
+@pytest.mark.parametrize("payload", [SIGNED, SIGNED_BATCH], ids=["one", "many"])
+def test_a_signed_payload_with_one_altered_bit_is_not_unpickled(payload):
+    for place in range(len(payload) * 8):
+        changed = bytearray(payload)
+        changed[place // 8] ^= 1 << place % 8
+        assert read(decode, bytes(changed), OURS) == []

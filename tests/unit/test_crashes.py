@@ -11,10 +11,11 @@ import pytest
 from tests.fakes import PREFIX
 from uwsgi_tasks import crashes as module
 from uwsgi_tasks.codec import encode
-from uwsgi_tasks.crashes import REASON, Crashes
+from uwsgi_tasks.crashes import CANCELLED, REASON, Crashes
 from uwsgi_tasks.marks import Mark, Progress
-from uwsgi_tasks.model import Job
-from uwsgi_tasks.spool import SpoolDirectory, pack
+from uwsgi_tasks.model import Job, Stop
+from uwsgi_tasks.spool import SpoolDirectory
+from uwsgi_tasks.spool_file import pack
 
 JOB = Job("1", "shop.send", (1,))
 FILE = PREFIX + "web1_1_1_1_1_1"
@@ -40,29 +41,35 @@ def batch(count=3):
     return [JOB._replace(id=str(number)) for number in range(count)]
 
 
-def die(path, name=FILE, incarnation=SERVER):
+def die(path, name=FILE, incarnation=SERVER, killed=None):
     """Let a spooler process die over the file of this name; without one, at rest."""
     child = os.fork()
     if child == 0:
         mark = Mark(path / "running", incarnation, ordered=False)
         if name:
             mark.begin(name)
+        if killed:
+            mark.stop(killed, Stop.KILL)
         os._exit(1)
     os.waitpid(child, 0)
 
 
 class Newcomer(Crashes):
-    """A spooler that starts, and keeps the dead letters in a list."""
+    """A spooler that starts, and keeps the dead letters, and what was cancelled, in lists."""
 
     def __init__(self, path, limit=3):
-        self.rejected = []
+        self.rejected, self.cancelled = [], []
         super().__init__(
-            SpoolDirectory(path), SERVER, limit, lambda *letter: self.rejected.append(letter)
+            SpoolDirectory(path),
+            SERVER,
+            limit,
+            lambda *letter: self.rejected.append(letter),
+            self.cancelled.append,
         )
 
 
 def settle(path, limit=3, current=None, payload=b""):
-    """Let a newcomer settle; return the dead letters, and if *current* must not run."""
+    """Let a newcomer settle; return the dead letters, and why *current* must not run, if so."""
     newcomer = Newcomer(path, limit)
     condemned = newcomer.settle(current, payload)
     return newcomer.rejected, condemned
@@ -92,7 +99,7 @@ def test_a_file_whose_process_died_waits_longer_each_time(path, count, wait):
 
 def test_a_file_that_killed_its_process_too_often_is_a_dead_letter(path):
     file = place(path)
-    assert times(path, 2) == ([], False)
+    assert times(path, 2) == ([], None)
     rejected, _ = times(path, 1)
     assert rejected == [(encode([JOB]), f"{REASON} (3)", {"id": "1", "task": "shop.send"})]
     assert not file.exists()
@@ -119,21 +126,21 @@ def test_only_what_is_known_of_files_that_are_gone_is_forgotten(path):
 @pytest.mark.parametrize("limit", [1, 5])
 def test_the_limit_of_crashes_can_be_set(path, limit):
     place(path)
-    before, _ = times(path, limit - 1, limit) if limit > 1 else ([], False)
+    before, _ = times(path, limit - 1, limit) if limit > 1 else ([], None)
     after, _ = times(path, 1, limit)
     assert (before, [reason for _, reason, _ in after]) == ([], [f"{REASON} ({limit})"])
 
 
 def test_a_file_that_was_done_when_its_process_died_is_no_fault(path):
     die(path)
-    assert settle(path, limit=1) == ([], False)
+    assert settle(path, limit=1) == ([], None)
     assert list((path / "running").iterdir()) == []
 
 
 def test_a_process_that_died_at_rest_is_nobodys_fault(path):
     file = place(path)
     die(path, name=None)
-    assert settle(path, limit=1) == ([], False)
+    assert settle(path, limit=1) == ([], None)
     assert (file.stat().st_mtime, list((path / "running").iterdir())) == (0, [])
 
 
@@ -182,7 +189,7 @@ def test_a_file_that_somebody_runs_again_is_left_to_them(path):
     found = settle(path, limit=1)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert (found, file.exists(), file.stat().st_mtime) == (([], False), True, 0)
+    assert (found, file.exists(), file.stat().st_mtime) == (([], None), True, 0)
 
 
 def test_a_file_that_cannot_be_judged_does_not_keep_the_others_from_it(path, caplog):
@@ -202,7 +209,7 @@ def test_a_dead_letter_that_cannot_be_written_leaves_the_file(path, caplog):
     def full(*_args):
         raise OSError("No space left on device")
 
-    assert Crashes(SpoolDirectory(path), SERVER, 1, full).settle(None, b"") is False
+    assert Crashes(SpoolDirectory(path), SERVER, 1, full, full).settle(None, b"") is None
     assert file.exists()
     assert "could not be counted" in caplog.text
 
@@ -248,7 +255,7 @@ def test_the_end_of_the_whole_server_is_counted_apart_and_nothing_waits(path, ca
     caplog.set_level("INFO")
     file = place(path)
     times(path, 2)
-    assert times(path, 4, incarnation=BEFORE) == ([], False)
+    assert times(path, 4, incarnation=BEFORE) == ([], None)
     assert note_of(path) == "0 2 4"
     assert file.stat().st_mtime <= time.time()
     assert caplog.messages[-1] == f"{FILE}: its server died while it ran (4 of 10)"
@@ -257,7 +264,7 @@ def test_the_end_of_the_whole_server_is_counted_apart_and_nothing_waits(path, ca
 
 def test_a_file_that_ended_the_whole_server_ten_times_is_a_dead_letter(path):
     file = place(path)
-    assert times(path, 9, incarnation=BEFORE) == ([], False)
+    assert times(path, 9, incarnation=BEFORE) == ([], None)
     rejected, _ = times(path, 1, incarnation=BEFORE)
     assert [reason for _, reason, _ in rejected] == [f"{REASON} (10)"]
     assert not file.exists()
@@ -275,7 +282,7 @@ def test_a_higher_limit_of_crashes_holds_for_the_server_too(path):
 def test_of_a_batch_only_the_call_that_was_running_goes(path):
     file = place(path, jobs=batch())
     Progress(path / "running", FILE).note(1)
-    assert times(path, 3) == ([], False)
+    assert times(path, 3) == ([], None)
     progress = Progress(path / "running", FILE)
     assert (progress.done, progress.condemned) == (1, True)
     # The others need not wait, and the next call has crashes of its own.
@@ -308,7 +315,7 @@ def test_a_batch_that_kills_whoever_decodes_it_is_a_dead_letter_after_one_more_c
 def test_a_crash_of_the_file_at_hand_is_counted(path):
     place(path)
     die(path)
-    assert settle(path, current=FILE, payload=encode([JOB])) == ([], False)
+    assert settle(path, current=FILE, payload=encode([JOB])) == ([], None)
     assert note_of(path) == "0 1 0"
 
 
@@ -316,7 +323,7 @@ def test_the_file_at_hand_must_not_run_after_too_many_crashes(path):
     file = place(path)
     die(path)
     # Whoever has it must bury it: opened and closed, it would lose the lock of uWSGI.
-    assert settle(path, limit=1, current=FILE, payload=encode([JOB])) == ([], True)
+    assert settle(path, limit=1, current=FILE, payload=encode([JOB])) == ([], f"{REASON} (1)")
     assert file.exists()
 
 
@@ -335,13 +342,13 @@ def test_the_file_at_hand_is_not_opened(path, monkeypatch):
 def test_the_end_of_the_server_does_not_keep_the_file_at_hand_from_running(path):
     place(path)
     die(path, incarnation=BEFORE)
-    assert settle(path, limit=1, current=FILE, payload=encode([JOB])) == ([], False)
+    assert settle(path, limit=1, current=FILE, payload=encode([JOB])) == ([], None)
 
 
 def test_a_batch_at_hand_runs_without_the_call_that_was_running(path):
     place(path, jobs=batch())
     die(path)
-    assert settle(path, limit=1, current=FILE, payload=encode(batch())) == ([], False)
+    assert settle(path, limit=1, current=FILE, payload=encode(batch())) == ([], None)
     assert Progress(path / "running", FILE).condemned is True
 
 
@@ -350,4 +357,41 @@ def test_beside_the_file_at_hand_others_are_settled(path):
     other = place(path, FILE + "2")
     die(path, FILE + "2")
     rejected, condemned = settle(path, limit=1, current=FILE, payload=encode([JOB]))
-    assert (len(rejected), condemned, other.exists()) == (1, False, False)
+    assert (len(rejected), condemned, other.exists()) == (1, None, False)
+
+
+# --- what was killed on purpose
+
+OURS = PREFIX + JOB.id
+
+
+def test_what_was_killed_on_purpose_is_told_and_goes(path):
+    file = place(path, OURS)
+    die(path, OURS, killed=JOB.id)
+    newcomer = Newcomer(path, limit=1)
+    assert newcomer.settle(None, b"") is None
+    assert (newcomer.cancelled, newcomer.rejected) == ([encode([JOB])], [])
+    assert not file.exists()
+
+
+def test_what_was_killed_on_purpose_must_not_run_if_it_is_at_hand(path):
+    file = place(path, OURS)
+    die(path, OURS, killed=JOB.id)
+    newcomer = Newcomer(path, limit=1)
+    assert newcomer.settle(OURS, encode([JOB])) == CANCELLED
+    assert (newcomer.cancelled, newcomer.rejected, file.exists()) == ([], [], True)
+
+
+def test_a_request_for_another_job_does_not_make_a_crash_a_cancel(path):
+    place(path, OURS)
+    die(path, OURS, killed="2")
+    newcomer = Newcomer(path, limit=1)
+    newcomer.settle(None, b"")
+    assert (newcomer.cancelled, len(newcomer.rejected)) == ([], 1)
+
+
+def test_what_is_known_of_a_file_of_the_future_is_not_forgotten(path):
+    SpoolDirectory(path).write_later(encode(batch()), time.time() + 600, name=OURS)
+    Progress(path / "running", OURS, 3).cancel(1)
+    Newcomer(path).forget_finished()
+    assert Progress(path / "running", OURS, 3).is_cancelled(1)

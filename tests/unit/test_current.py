@@ -8,7 +8,7 @@ import pytest
 
 from uwsgi_tasks import InvalidTask, get_current_task
 from uwsgi_tasks.current import CurrentTask, Surroundings, alone, current_task
-from uwsgi_tasks.model import Job
+from uwsgi_tasks.model import Job, Stop
 
 NOW = 1_700_000_000.0
 JOB = Job("3f2c", "shop.send", (1,), {"copy": True}, attempt=2, submitted_at=NOW)
@@ -186,3 +186,39 @@ def test_of_two_tasks_the_inner_one_is_the_current(queue, monkeypatch):
 
     assert contextvars.copy_context().run(inside) is inner
     assert get_current_task() is alone.task
+
+
+# --- seen from outside
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"), [(Stop.NOT, False), (Stop.ASKED, True), (Stop.KILL, True)]
+)
+def test_a_task_sees_that_somebody_asked_for_its_end(queue, stop, expected):
+    asked = []
+    around = Surroundings("spooler", queue, asked=lambda job: asked.append(job.id) or stop)
+    assert (CurrentTask(JOB, around).cancelled, asked) == (expected, ["3f2c"])
+
+
+@pytest.mark.parametrize("given", [(1,), (0, 0), (0.5, 3)])
+def test_a_task_tells_how_far_it_has_come(queue, given):
+    told = []
+    around = Surroundings("spooler", queue, advance=lambda job, *come: told.append((job.id, *come)))
+    CurrentTask(JOB, around).progress(*given)
+    assert told == [("3f2c", given[0], given[1] if len(given) > 1 else None)]
+
+
+@pytest.mark.parametrize("given", [("1",), (True,), (-1,), (1, "2"), (1, -2), (None,), (1, True)])
+def test_what_is_no_progress_is_refused(queue, given):
+    with pytest.raises(TypeError, match=r"progress.. takes numbers from 0"):
+        running(queue).progress(*given)
+
+
+def test_where_nobody_looks_a_task_tells_and_asks_in_vain(queue):
+    task = running(queue)
+    assert (task.progress(1, 2), task.cancelled) == (None, False)
+
+
+def test_a_task_that_submits_itself_does_not_wait_for_its_own_end(queue):
+    running(queue, unique="me")()
+    assert queue.jobs[0].unique is None

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from uwsgi_tasks import marks
-from uwsgi_tasks.marks import Dead, Mark, Peers, Progress, bereave
+from uwsgi_tasks.marks import Dead, Mark, Peers, Progress, Running, bereave
+from uwsgi_tasks.model import Stop
 
 FILE = "uwsgi_spoolfile_on_web1_1_2_3"
+ID = "3f2c-17"
+OURS = f"uwsgi_spoolfile_on_{ID}"
 
 
 @pytest.fixture
@@ -69,10 +72,15 @@ def child(folder):
             return mark, woken
 
         actions = {
+            "bereave": lambda _state: len(list(bereave(folder, has_mark=True))),
             "begin": lambda state: state[0].begin(FILE),
             "end": lambda state: state[0].end(),
             "wake": lambda state: state[0].wake(),
             "signals": lambda state: len(state[1]),
+            "half": lambda state: state[0].advance(1, 2),
+            "some": lambda state: state[0].advance(7, None),
+            "asked": lambda state: int(state[0].asked_to_stop(ID)),
+            "other": lambda state: int(state[0].asked_to_stop("another")),
         }
         started.append(Child(first, **actions))
         return started[-1]
@@ -105,6 +113,14 @@ def test_a_process_that_died_at_rest_was_running_nothing(folder, child):
     process.do("end")
     process.kill()
     assert [dead.running for dead in left_by_the_dead(folder)] == [None]
+
+
+def test_who_has_a_mark_may_ask_for_the_dead_and_lives_on_for_the_others(folder, child):
+    process = child(f"{FILE}_other")
+    child(FILE).kill()
+    assert process.do("bereave") == "1"
+    # To open its own file and close it again would have dropped its lock.
+    assert left_by_the_dead(folder) == []
 
 
 def test_the_dead_are_mourned_once(folder, child):
@@ -208,19 +224,19 @@ def test_a_fork_of_a_spooler_does_not_keep_its_mark_alive(folder):
 
 def test_a_process_at_rest_is_woken_by_a_signal(folder, child):
     process = child()
-    assert Peers(folder).wake(resting=True) == 1
+    assert Peers(folder).wake() == 1
     assert process.do("signals") == "1"
 
 
 def test_a_busy_process_is_not_signalled(folder, child):
     process = child(FILE)
-    Peers(folder).wake(resting=True)
+    Peers(folder).wake()
     assert process.do("signals") == "0"
 
 
 def test_a_busy_process_learns_at_the_end_of_its_job_that_there_is_more(folder, child):
     process = child(FILE)
-    Peers(folder).wake(resting=True)
+    Peers(folder).wake()
     assert process.do("end") == "True"
 
 
@@ -231,7 +247,7 @@ def test_a_process_that_nobody_woke_has_nothing_more_to_do(child):
 def test_a_burst_of_submits_makes_one_more_pass(folder, child):
     process, peers = child(FILE), Peers(folder)
     for _ in range(100):
-        peers.wake(resting=True)
+        peers.wake()
     ends = [process.do("end")]
     process.do("begin")
     assert [*ends, process.do("end")] == ["True", "False"]
@@ -243,29 +259,31 @@ def test_a_process_that_submits_itself_makes_one_more_pass(child):
     assert process.do("end") == "True"
 
 
-def test_a_process_that_uwsgi_forgot_at_the_end_of_its_job_is_signalled_once(folder, child):
-    # uWSGI signals those at rest itself, but goes by a mark of its own.
+def test_a_process_at_rest_is_signalled_at_each_submit(folder, child):
+    # It may have looked into the directory, and in vain, since the last one.
     process, peers = child(), Peers(folder)
-    for _ in range(10):
-        peers.wake(resting=False)
-    assert process.do("signals") == "1"
+    seen = []
+    for _ in range(3):
+        peers.wake()
+        seen.append(process.do("signals"))
+    assert seen == ["1", "2", "3"]
 
 
 def test_several_processes_are_all_woken(folder, child):
     processes = [child(), child(), child(FILE)]
-    assert Peers(folder).wake(resting=True) == 3
+    assert Peers(folder).wake() == 3
     assert [process.do("signals") for process in processes] == ["1", "1", "0"]
     assert processes[2].do("end") == "True"
 
 
 def test_the_dead_are_not_woken(folder, child):
     child().kill()
-    assert Peers(folder).wake(resting=True) == 0
+    assert Peers(folder).wake() == 0
 
 
 def test_a_process_does_not_wake_itself(folder):
     mark = Mark(folder, b"", ordered=False)
-    assert Peers(folder).wake(resting=True) == 0
+    assert Peers(folder).wake() == 0
     assert mark.end() is False
 
 
@@ -278,11 +296,11 @@ def test_a_process_that_cannot_be_signalled_is_no_fault(folder, child, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", refuse)
-        assert Peers(folder).wake(resting=True) == 1
+        assert Peers(folder).wake() == 1
 
 
 def test_without_a_folder_nobody_is_woken(tmp_path):
-    assert Peers(tmp_path / "missing").wake(resting=True) == 0
+    assert Peers(tmp_path / "missing").wake() == 0
 
 
 def test_a_newcomer_is_known_at_once_where_one_is_expected(folder, child, monkeypatch):
@@ -290,9 +308,9 @@ def test_a_newcomer_is_known_at_once_where_one_is_expected(folder, child, monkey
     monkeypatch.setattr(time, "monotonic", lambda: now)
     child()
     peers = Peers(folder, expected=2)
-    found = [peers.wake(resting=True)]
+    found = [peers.wake()]
     child()
-    assert [*found, peers.wake(resting=True)] == [1, 2]
+    assert [*found, peers.wake()] == [1, 2]
 
 
 def test_a_newcomer_that_takes_the_place_of_another_is_known_a_second_later(
@@ -301,18 +319,18 @@ def test_a_newcomer_that_takes_the_place_of_another_is_known_a_second_later(
     child()
     peers, now = Peers(folder, expected=1), time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    found = [peers.wake(resting=True)]
+    found = [peers.wake()]
     child()
-    found.append(peers.wake(resting=True))
+    found.append(peers.wake())
     now += 1.5
-    assert [*found, peers.wake(resting=True)] == [1, 1, 2]
+    assert [*found, peers.wake()] == [1, 1, 2]
 
 
 def test_looking_at_the_living_does_not_drop_the_lock_of_the_looking_process(folder):
     def spooler():
         mark = Mark(folder, b"", ordered=False)
         mark.begin(FILE)
-        Peers(folder).wake(resting=True)
+        Peers(folder).wake()
         return mark
 
     process = Child(spooler)
@@ -325,13 +343,13 @@ def test_a_mark_that_is_not_yet_whole_is_passed_over(folder, child):
     # Its process lives, and has not yet given it its size.
     process = child()
     os.truncate(folder / name_of(process.pid), 0)
-    assert Peers(folder).wake(resting=True) == 0
+    assert Peers(folder).wake() == 0
 
 
 def test_a_mark_that_goes_between_the_listing_and_the_look_is_no_fault(folder, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(marks, "_files", lambda _folder: [folder / name_of(99999)])
-    assert Peers(folder).wake(resting=True) == 0
+    assert Peers(folder).wake() == 0
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -404,20 +422,20 @@ def elsewhere(folder, child, running=None):
 
 def test_a_process_of_another_container_is_known_and_not_signalled(folder, child):
     process = elsewhere(folder, child)
-    assert Peers(folder).wake(resting=True) == 1
+    assert Peers(folder).wake() == 1
     assert process.do("signals") == "0"
 
 
 def test_a_busy_process_of_another_container_learns_that_there_is_more(folder, child):
     process = elsewhere(folder, child, FILE)
-    Peers(folder).wake(resting=True)
+    Peers(folder).wake()
     assert process.do("end") == "True"
 
 
 def test_a_process_of_another_container_with_our_number_is_not_us(folder, child):
     process = child(FILE)
     (folder / name_of(process.pid)).rename(folder / f"{os.getpid()}.1")
-    assert Peers(folder).wake(resting=True) == 1
+    assert Peers(folder).wake() == 1
     assert process.do("end") == "True"
 
 
@@ -477,7 +495,7 @@ def test_newcomers_are_looked_for_at_each_call_by_default(folder, child, monkeyp
     found = []
     for _ in range(3):
         child()
-        found.append(peers.wake(resting=True))
+        found.append(peers.wake())
     assert found == [1, 2, 3]
 
 
@@ -490,7 +508,7 @@ def test_once_all_are_known_nobody_looks_for_a_second(folder, child, monkeypatch
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: looks.append(path) or listdir(path))
     for _ in range(5):
-        peers.wake(resting=True)
+        peers.wake()
     assert len(looks) == 1
 
 
@@ -503,7 +521,7 @@ def test_those_who_are_known_are_not_asked_again_whether_they_live(folder, child
     lives = marks._lives
     monkeypatch.setattr(marks, "_lives", lambda path: asked.append(path) or lives(path))
     for _ in range(5):
-        peers.wake(resting=True)
+        peers.wake()
     assert len(asked) == 1
 
 
@@ -520,3 +538,143 @@ def test_progress_can_be_read_without_being_made(tmp_path):
 def test_progress_that_is_not_whole_is_none(tmp_path):
     (tmp_path / f"{FILE}.done").write_bytes(b"123")
     assert Progress.read(tmp_path, FILE) == 0
+
+
+# --- what runs, as others see it
+
+
+def test_what_a_process_runs_is_seen(folder, child):
+    before = time.time()
+    process = child(FILE)
+    (one,) = Peers(folder).running()
+    assert (one.pid, one.name, one.done, one.total) == (process.pid, FILE, None, None)
+    assert before <= one.started_at <= time.time()
+
+
+def test_a_process_at_rest_runs_nothing(folder, child):
+    child()
+    assert Peers(folder).running() == []
+
+
+def test_of_a_process_that_died_nothing_runs(folder, child):
+    child(FILE).kill()
+    assert Peers(folder).running() == []
+
+
+@pytest.mark.parametrize(("word", "expected"), [("half", (1, 2)), ("some", (7, None))])
+def test_how_far_a_job_has_come_is_seen(folder, child, word, expected):
+    child(FILE).do(word)
+    (one,) = Peers(folder).running()
+    assert (one.done, one.total) == expected
+
+
+def test_how_far_a_job_has_come_says_nothing_of_the_next_one(folder, child):
+    process = child(FILE)
+    process.do("half")
+    process.do("end")
+    process.do("begin")
+    (one,) = Peers(folder).running()
+    assert (one.done, one.total) == (None, None)
+
+
+def test_a_process_sees_what_it_runs_itself(folder):
+    mark = Mark(folder, b"", ordered=False)
+    before = mark.running()
+    mark.begin(FILE)
+    assert (before, type(mark.running()), mark.running().name) == (None, Running, FILE)
+
+
+# --- asked to stop
+
+
+@pytest.mark.parametrize("how", [Stop.ASKED, Stop.KILL])
+def test_a_job_that_runs_can_be_asked_to_stop(folder, child, how):
+    process = child(OURS)
+    assert Peers(folder).stop(OURS, ID, how) == process.pid
+    assert (process.do("asked"), process.do("other")) == (str(int(how)), "0")
+
+
+def test_a_job_that_nobody_runs_cannot_be_asked(folder, child):
+    process = child(OURS)
+    assert Peers(folder).stop(FILE, ID, Stop.KILL) is None
+    assert process.do("asked") == "0"
+
+
+def test_a_job_in_another_container_can_be_asked_and_not_reached(folder, child):
+    process = elsewhere(folder, child, OURS)
+    assert Peers(folder).stop(OURS, ID, Stop.ASKED) == 0
+    assert process.do("asked") == "1"
+
+
+def test_a_process_can_ask_its_own_job(folder):
+    mark = Mark(folder, b"", ordered=False)
+    before = mark.asked_to_stop(ID)
+    mark.stop(ID, Stop.ASKED)
+    assert (before, mark.asked_to_stop(ID), mark.asked_to_stop("2")) == (
+        *(Stop.NOT, Stop.ASKED),
+        Stop.NOT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "how", "killed"),
+    [(ID, Stop.KILL, True), (ID, Stop.ASKED, False), ("another", Stop.KILL, False)],
+)
+def test_a_process_that_was_ended_for_its_job_says_so(folder, child, asked, how, killed):
+    process = child(OURS)
+    Peers(folder).stop(OURS, asked, how)
+    process.kill()
+    assert [dead.killed for dead in left_by_the_dead(folder)] == [killed]
+
+
+# --- calls that are left out
+
+
+def test_a_call_to_which_nobody_has_come_is_surely_left_out(tmp_path):
+    progress = Progress(tmp_path, FILE, 3)
+    assert progress.cancel(1) is True
+    assert [progress.is_cancelled(index) for index in range(3)] == [False, True, False]
+    assert [progress.is_cancelled(index, surely=True) for index in range(3)] == [
+        *(False, True),
+        False,
+    ]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_call_that_may_have_begun_is_not_surely_left_out(tmp_path, index):
+    progress = Progress(tmp_path, FILE, 3)
+    progress.note(1)
+    assert progress.cancel(index) is False
+    assert (progress.is_cancelled(index), progress.is_cancelled(index, surely=True)) == (
+        *(True, False),
+    )
+
+
+def test_the_next_call_is_surely_left_out_while_nobody_can_begin_it(tmp_path):
+    progress = Progress(tmp_path, FILE, 3)
+    assert progress.cancel(0, is_held=True) is True
+    assert Progress.is_left_out(tmp_path, FILE, 0) is True
+
+
+def test_what_is_left_out_is_seen_by_another_process(tmp_path):
+    child = os.fork()
+    if child == 0:
+        Progress(tmp_path, FILE, 3).cancel(2)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert Progress(tmp_path, FILE, 3).is_cancelled(2)
+
+
+@pytest.mark.parametrize("index", [0, 1, 100])
+def test_of_a_file_of_which_nothing_is_known_no_call_is_left_out(tmp_path, index):
+    Progress(tmp_path, FILE, 2)
+    assert Progress.is_left_out(tmp_path, FILE, index) is False
+    assert Progress.is_left_out(tmp_path, "another", index) is False
+
+
+def test_progress_leaves_alone_what_is_left_out(tmp_path):
+    progress = Progress(tmp_path, FILE, 3)
+    progress.cancel(2)
+    progress.condemn()
+    progress.note(1)
+    assert progress.is_cancelled(2)

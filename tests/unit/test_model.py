@@ -5,7 +5,7 @@ import os
 import pytest
 
 from uwsgi_tasks import SPOOL_IGNORE, SPOOL_OK, SPOOL_RETRY, TaskExecutor
-from uwsgi_tasks.model import Job, new_id
+from uwsgi_tasks.model import Job, State, new_id
 
 
 def test_no_two_ids_are_equal():
@@ -52,4 +52,20 @@ def test_new_fields_of_a_job_have_gone_to_the_end():
     assert Job._fields == (
         *("id", "task", "args", "kwargs", "attempt", "submitted_at", "at", "delay"),
         *("working_dir", "priority", "retry_count", "retry_timeout", "spooler", "mule", "buffer"),
+        *("expires_at", "result_ttl", "unique", "durable"),
     )
+
+
+def test_new_fields_of_a_job_have_defaults():
+    assert set(Job._fields) - set(Job._field_defaults) == {"id", "task"}
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        *[(state, False) for state in (State.QUEUED, State.RUNNING, State.RETRYING)],
+        *[(state, True) for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED)],
+    ],
+)
+def test_a_state_is_final_if_nothing_follows(state, expected):
+    assert state.is_final is expected

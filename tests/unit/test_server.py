@@ -87,39 +87,6 @@ def test_the_order_of_priorities_is_known(ordered):
     assert server(ordered=ordered).spooler_ordered is ordered
 
 
-class Recording(FakeUwsgi):
-    """Keeps what is asked of it."""
-
-    asked = None
-
-    def spool(self, request):
-        self.asked = dict(request)
-
-
-def test_a_job_is_the_body_of_its_spool_file():
-    uwsgi = Recording(spoolers=("/a",))
-    Server(uwsgi).spool(b"job", None, None)
-    assert uwsgi.asked == {b"body": b"job"}
-
-
-def test_directory_and_priority_are_told_in_bytes():
-    uwsgi = Recording(spoolers=("/a",))
-    Server(uwsgi).spool(b"job", "/spöol", 10)
-    assert uwsgi.asked == {
-        b"body": b"job",
-        b"spooler": "/spöol".encode(),
-        b"priority": b"10",
-    }
-
-
-@pytest.mark.parametrize("directory", [None, "/a"])
-def test_a_spool_file_that_uwsgi_cannot_write_is_a_submit_error(directory):
-    uwsgi = FakeUwsgi(spoolers=("/a",))
-    uwsgi.full = True
-    with pytest.raises(SubmitError, match=r"is the disk full, or .*/a.* not writable"):
-        Server(uwsgi).spool(b"job", directory, None)
-
-
 @pytest.mark.parametrize(("spoolers", "expected"), [(("/a",), 1), ((), None)])
 def test_the_frequency_is_set_where_there_is_a_spooler(spoolers, expected):
     uwsgi = FakeUwsgi(spoolers=spoolers)
@@ -138,6 +105,81 @@ def test_the_frequency_of_the_configuration_is_known(setup, expected):
 def test_a_spooler_can_wake_itself(wakes):
     server(spoolers=("/a",)).wake_this_spooler()
     assert wakes == [signal.SIGUSR1]
+
+
+class Sleeper:
+    """A process that ends when it is woken."""
+
+    def __init__(self):
+        ready, done = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+            os.write(done, b"x")
+            while True:
+                signal.pause()
+        os.read(ready, 1)
+        os.close(ready)
+        os.close(done)
+
+    def woken(self):
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 7
+
+    def asleep(self):
+        os.kill(self.pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == -signal.SIGKILL
+
+
+def served(*processes, spoolers=("/a", "/a", "/b")):
+    """A server whose spoolers have these numbers."""
+    uwsgi = FakeUwsgi(spoolers=spoolers)
+    uwsgi.spooler_pids = lambda: [*processes]
+    return Server(uwsgi)
+
+
+def test_all_spoolers_of_a_directory_are_woken_and_no_others():
+    first, second, other = Sleeper(), Sleeper(), Sleeper()
+    served(first.pid, second.pid, other.pid).wake_spoolers("/a")
+    assert (first.woken(), second.woken(), other.asleep()) == (True, True, True)
+
+
+def test_a_spooler_does_not_wake_itself_among_the_others(wakes):
+    served(os.getpid(), 0, 0).wake_spoolers("/a")
+    assert wakes == []
+
+
+def test_a_spooler_that_has_just_ended_is_no_fault():
+    gone = Sleeper()
+    gone.asleep()
+    assert served(gone.pid, 0, 0).wake_spoolers("/a") is None
+
+
+def test_the_numbers_of_the_spoolers_are_asked_for_once_a_second(monkeypatch):
+    now, asked = time.monotonic(), []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    found = served(0, 0, 0)
+    found._uwsgi.spooler_pids = lambda: asked.append(1) or [0, 0, 0]
+    for _ in range(10):
+        found.wake_spoolers("/a")
+    before = len(asked)
+    now += 1.5
+    found.wake_spoolers("/a")
+    assert (before, len(asked)) == (1, 2)
+
+
+@pytest.mark.parametrize("role", ["spooler", "mule"])
+@pytest.mark.parametrize(("seconds", "expected"), [(30, 40), (0.5, 10), (None, 0)])
+def test_uwsgi_ends_a_process_that_hears_no_alarm(role, seconds, expected):
+    uwsgi = FakeUwsgi(spoolers=("/a",), role=role)
+    Server(uwsgi).end_after(seconds)
+    assert uwsgi.harakiri == expected
+
+
+@pytest.mark.parametrize("role", ["worker", "master"])
+def test_a_process_that_serves_requests_is_not_ended(role):
+    uwsgi = FakeUwsgi(spoolers=("/a",), role=role)
+    Server(uwsgi).end_after(30)
+    assert not hasattr(uwsgi, "harakiri")
 
 
 # --- mules

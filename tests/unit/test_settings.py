@@ -7,7 +7,18 @@ import pytest
 
 from uwsgi_tasks import settings as module
 from uwsgi_tasks.errors import ConfigurationError
-from uwsgi_tasks.settings import Settings, django_setup, from_django, from_environment, read
+from uwsgi_tasks.settings import (
+    Settings,
+    django_secret,
+    django_setup,
+    django_store,
+    from_django,
+    from_environment,
+    read,
+)
+from uwsgi_tasks.signing import Signer
+
+NEW, OLD = "the new secret", "the old secret"
 
 
 def nothing():
@@ -54,12 +65,68 @@ def test_a_setting_that_does_not_exist_is_refused_with_its_source_and_the_choice
         {"spooler_dir": "spool"},
         {"spooler_dir": 5},
         {"dead_dir": "dead"},
+        {"stats": "yes"},
+        {"store": ""},
+        {"store": 5},
+        {"result_ttl": -1},
+        {"result_ttl": "60"},
+        {"result_ttl": True},
+        {"result_ttl": None},
+        {"result_ttl": float("inf")},
+        {"result_ttl": float("nan")},
+        {"secret": ""},
+        {"secret": "short"},
+        {"secret": []},
+        {"secret": ["long enough", "short"]},
+        {"secret": ["long enough", 12345678]},
+        {"secret": b"bytes are no text"},
+        {"secret": {"long enough"}},
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_its_name(given):
     (name,) = given
     with pytest.raises(ConfigurationError, match=f"{name} must"):
         Settings(**given)
+
+
+@pytest.mark.parametrize("namespace", ["Shop", "shop-1", "x" * 31, None, 5, "schöp"])
+def test_a_namespace_that_cannot_be_part_of_a_name_is_refused(namespace):
+    with pytest.raises(ConfigurationError, match="namespace takes up to 30 of a-z, 0-9 and _"):
+        Settings(namespace=namespace)
+
+
+@pytest.mark.parametrize("namespace", ["", "shop_1", "x" * 30])
+def test_a_namespace_may_be_empty_or_a_name(namespace):
+    assert Settings(namespace=namespace).namespace == namespace
+
+
+@pytest.mark.parametrize("ttl", [0, 0.5, 86_400])
+def test_results_are_kept_for_a_number_of_seconds(ttl):
+    assert Settings(result_ttl=ttl).result_ttl == ttl
+
+
+def test_without_a_secret_nobody_signs():
+    assert Settings().signer is None
+
+
+@pytest.mark.parametrize("secret", [NEW, [NEW], (NEW, OLD), [NEW, OLD]])
+def test_the_first_secret_signs(secret):
+    assert Settings(secret=secret).signer.fingerprint == Signer([NEW]).fingerprint
+
+
+def test_all_secrets_are_accepted():
+    signer = Settings(secret=[NEW, OLD]).signer
+    assert signer.verifies(b"x", Signer([OLD]).sign(b"x"))
+
+
+def test_a_secret_is_not_shown():
+    assert NEW not in repr(Settings(secret=NEW))
+
+
+def test_a_secret_that_is_refused_is_not_shown():
+    with pytest.raises(ConfigurationError) as raised:
+        Settings(secret=["shorty"])
+    assert "shorty" not in str(raised.value)
 
 
 def test_the_frequency_of_uwsgi_may_be_left_alone():
@@ -79,6 +146,12 @@ def test_the_frequency_of_uwsgi_may_be_left_alone():
         ("RENICE", "1", True),
         ("ACCEPT_LEGACY", "False", False),
         ("ACCEPT_LEGACY", "YES", True),
+        ("STATS", "no", False),
+        ("STORE", "sqlite:////srv/tasks.sqlite3", "sqlite:////srv/tasks.sqlite3"),
+        ("NAMESPACE", "shop", "shop"),
+        ("RESULT_TTL", "0.5", 0.5),
+        ("SECRET", "the new secret", "the new secret"),
+        ("SECRET", '["the new secret", "the old secret"]', ["the new secret", "the old secret"]),
     ],
 )
 def test_a_word_in_the_environment_becomes_the_value_that_it_means(name, text, value):
@@ -87,11 +160,23 @@ def test_a_word_in_the_environment_becomes_the_value_that_it_means(name, text, v
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("RENICE", "maybe"), ("ACCEPT_LEGACY", ""), ("CRASH_LIMIT", "many")]
+    ("name", "text"),
+    [
+        ("RENICE", "maybe"),
+        ("ACCEPT_LEGACY", ""),
+        ("CRASH_LIMIT", "many"),
+        ("RESULT_TTL", "an hour"),
+    ],
 )
 def test_a_word_that_cannot_be_is_refused_by_the_name_of_its_variable(name, text):
     with pytest.raises(ConfigurationError, match=f"UWSGI_TASKS_{name} must be"):
         from_environment({f"UWSGI_TASKS_{name}": text})
+
+
+def test_a_list_of_secrets_that_is_none_is_refused_without_showing_it():
+    with pytest.raises(ConfigurationError, match="UWSGI_TASKS_SECRET is no list in JSON") as raised:
+        from_environment({"UWSGI_TASKS_SECRET": "[the new secret]"})
+    assert "new" not in str(raised.value)
 
 
 # --- Django
@@ -171,3 +256,121 @@ def test_django_is_set_up_with_the_settings_that_are_named(django, monkeypatch):
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "other.settings")
     django_setup("mysite.settings")
     assert module.os.environ["DJANGO_SETTINGS_MODULE"] == "mysite.settings"
+
+
+def test_the_secret_of_django_signs(django):
+    django.settings.SECRET_KEY = NEW
+    django.settings.SECRET_KEY_FALLBACKS = [OLD]
+    assert read({}, environ={}).secret == [NEW, OLD]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environ"), [({"secret": OLD}, {}), ({}, {"UWSGI_TASKS_SECRET": OLD})]
+)
+def test_a_secret_of_ours_comes_before_that_of_django(django, overrides, environ):
+    django.settings.SECRET_KEY = NEW
+    assert read(overrides, environ=environ).secret == OLD
+
+
+@pytest.mark.parametrize("key", [None, "", "short"])
+def test_a_django_without_a_secret_has_none(django, key):
+    if key is not None:
+        django.settings.SECRET_KEY = key
+    assert django_secret() is None
+
+
+def test_a_django_that_refuses_to_tell_its_secret_has_none(django):
+    class Refusing:
+        configured = True
+
+        @property
+        def SECRET_KEY(self):  # noqa: N802  Django's
+            raise RuntimeError("The SECRET_KEY setting must not be empty.")
+
+    django.conf.settings = Refusing()
+    assert django_secret() is None
+
+
+def test_without_django_there_is_no_secret_of_it(monkeypatch):
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    monkeypatch.setattr(module.sys, "modules", {})
+    assert django_secret() is None
+
+
+POSTGRES, MYSQL = "django.db.backends.postgresql", "django.db.backends.mysql"
+
+
+@pytest.mark.parametrize(
+    ("database", "url"),
+    [
+        (
+            {"ENGINE": "django.db.backends.sqlite3", "NAME": "/srv/db.sqlite3"},
+            "sqlite:////srv/db.sqlite3",
+        ),
+        (
+            {"ENGINE": POSTGRES, "NAME": "shop", "USER": "u", "PASSWORD": "p", "HOST": "h"},
+            "postgresql://u:p@h/shop",
+        ),
+        (
+            {"ENGINE": POSTGRES, "NAME": "shop", "USER": "u", "HOST": "h", "PORT": 5433},
+            "postgresql://u@h:5433/shop",
+        ),
+        ({"ENGINE": POSTGRES, "NAME": "shop"}, "postgresql:///shop"),
+        (
+            {"ENGINE": POSTGRES, "NAME": "s p", "USER": "a@b", "PASSWORD": "p/:?", "HOST": "h"},
+            "postgresql://a%40b:p%2F%3A%3F@h/s%20p",
+        ),
+        (
+            {"ENGINE": POSTGRES, "NAME": "shop", "HOST": "/run/pg", "PORT": "5433"},
+            "postgresql:///shop?host=/run/pg&port=5433",
+        ),
+        (
+            {"ENGINE": "django.contrib.gis.db.backends.postgis", "NAME": "shop", "HOST": "h"},
+            "postgresql://h/shop",
+        ),
+        ({"ENGINE": MYSQL, "NAME": "shop", "USER": "u"}, "mysql://u@localhost/shop"),
+        (
+            {"ENGINE": MYSQL, "NAME": "shop", "USER": "u", "HOST": "/run/my.sock"},
+            "mysql://u@/shop?unix_socket=/run/my.sock",
+        ),
+    ],
+)
+def test_the_default_database_of_django_has_a_url(django, database, url):
+    django.settings.DATABASES = {"default": database}
+    assert django_store() == url
+    assert read({"store": "django"}, environ={}).store == url
+
+
+@pytest.mark.parametrize(
+    ("databases", "shown"),
+    [
+        ({}, "not there"),
+        (None, "not there"),
+        ({"default": {}}, "not there"),
+        ({"default": {"ENGINE": "django.db.backends.oracle"}}, "django.db.backends.oracle"),
+    ],
+)
+def test_a_database_that_cannot_be_a_store_is_refused_with_the_remedy(django, databases, shown):
+    django.settings.DATABASES = databases
+    with pytest.raises(ConfigurationError, match=f"{shown}.*: name a URL instead"):
+        django_store()
+
+
+def test_without_django_its_database_cannot_be_the_store(monkeypatch):
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    monkeypatch.setattr(module.sys, "modules", {})
+    with pytest.raises(ConfigurationError, match="the default of DATABASES is not there"):
+        read({"store": "django"}, environ={})
+
+
+@pytest.mark.parametrize(
+    ("configured", "environ", "late"),
+    [(True, False, False), (False, False, True), (False, True, False)],
+)
+def test_a_django_that_nobody_has_told_its_settings_yet_is_late(
+    django, monkeypatch, configured, environ, late
+):
+    django.settings.configured = configured
+    if environ:
+        monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "mysite.settings")
+    assert module.django_is_late() is late

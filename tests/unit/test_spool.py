@@ -1,6 +1,7 @@
 """A spooler's directory as files."""
 
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from tests.fakes import by_version
 from uwsgi_tasks import spool
 from uwsgi_tasks.errors import ConfigurationError, DecodeError, SubmitError
-from uwsgi_tasks.spool import PREFIX, TICKET, SpoolDirectory, bury, pack, unpack
+from uwsgi_tasks.spool import TICKET, SpoolDirectory
+from uwsgi_tasks.spool_file import PREFIX, bury, pack, unpack
 
 NOW = 1_700_000_000.0
 BUCKET = 16.0
@@ -203,28 +205,33 @@ class HalfAFile:
         disk_full()
 
 
-@pytest.mark.parametrize("write", ["write", "write_later"])
-def test_a_job_that_does_not_fit_on_the_disk_leaves_nothing(directory, monkeypatch, write):
+@pytest.mark.parametrize(
+    ("write", "given"),
+    [("write", {}), ("write", {"durable": True}), ("write_later", {"due": NOW})],
+)
+def test_a_job_that_does_not_fit_on_the_disk_leaves_nothing(directory, monkeypatch, write, given):
+    write_ = os.write
     monkeypatch.setattr(os, "fdopen", HalfAFile)
+    monkeypatch.setattr(os, "write", lambda handle, content: write_(handle, content[:1]))
     with pytest.raises(SubmitError, match=r"could not write into .*: No space left on device"):
-        getattr(directory, write)(b"job", *([NOW] if write == "write_later" else []))
+        getattr(directory, write)(b"job", **given)
     assert [path for path in directory.path.rglob("*uwsgi*") if path.is_file()] == []
 
 
 def test_a_job_whose_file_cannot_be_put_in_place_leaves_nothing(directory, monkeypatch):
     monkeypatch.setattr(Path, "rename", disk_full)
     with pytest.raises(SubmitError, match="could not write"):
-        directory.write(b"job")
+        directory.write(b"x" * 100_000, durable=True)
     assert list(directory.path.iterdir()) == []
 
 
 def test_a_delayed_job_whose_ticket_cannot_be_written_leaves_nothing(directory, monkeypatch):
-    write_private = spool._write_private
+    write_whole = spool.write_whole
 
-    def full_for_the_ticket(path, content):
-        (disk_full if TICKET in path.name else write_private)(path, content)
+    def full_for_the_ticket(path, *args, **kwargs):
+        (disk_full if path.name == TICKET else write_whole)(path, *args, **kwargs)
 
-    monkeypatch.setattr(spool, "_write_private", full_for_the_ticket)
+    monkeypatch.setattr(spool, "write_whole", full_for_the_ticket)
     with pytest.raises(SubmitError):
         directory.write_later(b"job", NOW)
     assert delayed(directory) == []
@@ -571,6 +578,37 @@ def test_half_a_file_of_a_killed_writer_goes_after_an_hour(directory, name):
     assert not path.exists()
 
 
+PROBES = [
+    f"{PREFIX}probe_0f",
+    f".{PREFIX}probe_0f.1a",
+    "running/0f.probe",
+    "running/.0f.probe.1a",
+]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_question_of_a_killed_doctor_goes_after_an_hour(directory, name):
+    path = aged(directory.path / name, hours=2)
+    path.write_bytes(b"question")
+    aged(path, hours=2)
+    directory.tidy(ordered=True)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_question_that_waits_for_its_answer_stays(directory, name):
+    path = aged(directory.path / name, hours=0.5)
+    directory.tidy(ordered=True)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["running/4711.402", f"running/{PREFIX}batch.done"])
+def test_what_belongs_to_the_spoolers_is_not_tidied_away(directory, name):
+    path = aged(directory.path / name, hours=2)
+    directory.tidy(ordered=True)
+    assert path.exists()
+
+
 def test_half_a_file_of_a_living_writer_stays(directory):
     path = aged(directory.path / f".{PREFIX}half", hours=0.5)
     directory.tidy(ordered=True)
@@ -753,3 +791,50 @@ def test_the_ticket_is_written_whole_or_not_at_all(directory, monkeypatch):
     monkeypatch.setattr(Path, "rename", looking)
     directory.write_later(b"job", NOW + 7)
     assert seen == [({"uwsgi_tasks": "moves in what is due"}, NOW + 7)]
+
+
+@pytest.fixture
+def held(directory):
+    """A job that another process runs at present."""
+    directory.write(b"first", name=f"{PREFIX}1")
+    reader, writer = os.pipe()
+    ended, end = os.pipe()
+    child = os.fork()
+    if not child:
+        # Nothing of the test may go on here.
+        try:
+            file = (directory.path / f"{PREFIX}1").open("r+b")
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            os.write(writer, b".")
+            os.close(end)
+            os.read(ended, 1)
+        finally:
+            os._exit(0)
+    os.read(reader, 1)
+    yield directory.path / f"{PREFIX}1"
+    os.close(end)
+    os.waitpid(child, 0)
+    for handle in (reader, writer, ended):
+        os.close(handle)
+
+
+def contents(directory):
+    return {unpack(path.read_bytes())[1] for path in directory.path.glob(f"{PREFIX}1*")}
+
+
+def test_a_job_takes_the_place_of_one_of_the_same_name(directory):
+    directory.write(b"first", name=f"{PREFIX}1")
+    directory.write(b"second", name=f"{PREFIX}1")
+    assert contents(directory) == {b"second"}
+
+
+def test_a_job_does_not_take_the_place_of_one_that_is_run(directory, held):
+    # Whoever runs that will remove what bears its name.
+    directory.write(b"second", name=held.name)
+    assert contents(directory) == {b"first", b"second"}
+
+
+def test_what_is_moved_in_does_not_take_the_place_of_a_job_that_is_run(directory, held):
+    directory.write_later(b"second", NOW - 1, name=held.name)
+    directory.move_in(NOW)
+    assert contents(directory) == {b"first", b"second"}

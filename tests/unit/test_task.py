@@ -246,6 +246,9 @@ def test_a_job_holds_what_the_task_says(app):
         spooler="/a",
         mule=2,
         working_dir="/srv",
+        result_ttl=60,
+        unique=lambda who, **_: who,
+        durable=True,
     )
     job = task.job("1", ("me",), {"copy": True})
     assert job._replace(submitted_at=0)._asdict() == {
@@ -264,6 +267,10 @@ def test_a_job_holds_what_the_task_says(app):
         "spooler": "/a",
         "mule": 2,
         "buffer": None,
+        "expires_at": None,
+        "result_ttl": 60.0,
+        "unique": "me",
+        "durable": True,
     }
 
 

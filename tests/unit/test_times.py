@@ -75,3 +75,14 @@ def test_what_is_no_time_is_refused(value):
 
 def test_the_last_second_of_the_year_9999_is_a_time():
     assert due(253_402_300_799) == (253_402_300_799.0, None)
+
+
+@pytest.mark.parametrize("value", ["tomorrow", -1, timedelta(seconds=-1), timedelta.max])
+def test_a_time_that_is_refused_is_named(value):
+    with pytest.raises(InvalidTask, match="expires"):
+        due(value, NOW, name="expires")
+
+
+def test_a_datetime_without_a_zone_is_named():
+    with pytest.warns(UserWarning, match="expires="):
+        due(datetime(2030, 1, 1), NOW, name="expires")  # noqa: DTZ001  that is the point

@@ -1,10 +1,12 @@
 """One attempt at one job."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +24,17 @@ from uwsgi_tasks import (
 )
 from uwsgi_tasks.codec import decode, encode
 from uwsgi_tasks.current import Surroundings, alone
-from uwsgi_tasks.errors import NotKept, TaskNotFound, TasksError
-from uwsgi_tasks.model import Job, State
+from uwsgi_tasks.errors import (
+    NotKept,
+    TaskCancelled,
+    TaskNotFound,
+    TasksError,
+    TaskTimeout,
+)
+from uwsgi_tasks.model import DeadLetter, Job, State, Stop
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.signing import Signer
+from uwsgi_tasks.spool_file import pack_variables
 from uwsgi_tasks.task import Task, options
 from uwsgi_tasks.worker import Worker, decide
 
@@ -93,6 +104,18 @@ ASKED = RetryTaskException
         (SystemExit(), {}, {"retry": FIXED}, FAILED, None, None),
         (KeyboardInterrupt(), {}, {"retry": FIXED}, FAILED, None, None),
         (SystemExit(), {}, {"retry": Retry(on=BaseException)}, AGAIN, None, None),
+        # What was cancelled ends, whatever would be tried again.
+        (TaskCancelled(), {}, {"retry": FIXED}, DROPPED, None, None),
+        (TaskCancelled(), {"retry_count": 5}, {"retry_count": 5}, DROPPED, None, None),
+        # An attempt that took too long has failed like others.
+        (TaskTimeout(), {}, {}, FAILED, None, None),
+        (TaskTimeout(), {}, {"retry": FIXED}, AGAIN, 10, None),
+        (TaskTimeout(), {}, {"retry": Retry(on=TimeoutError)}, AGAIN, None, None),
+        # Nothing is tried again that would have expired by then.
+        (OSError(), {"expires_at": NOW + 10}, {"retry": FIXED}, AGAIN, 10, None),
+        (OSError(), {"expires_at": NOW + 9}, {"retry": FIXED}, FAILED, None, None),
+        (OSError(), {"expires_at": NOW}, {"retry": AT_ONCE}, AGAIN, None, None),
+        (OSError(), {"expires_at": NOW - 1}, {"retry": AT_ONCE}, FAILED, None, None),
     ],
 )
 def test_what_follows_from_an_attempt(outcome, job, given, state, wait, left):
@@ -130,6 +153,17 @@ def test_a_request_that_is_refused_says_why(job, reason):
     assert reason in verdict.reason
 
 
+def test_a_retry_that_would_come_too_late_says_so():
+    job = Job("1", "f", expires_at=NOW)
+    verdict = decide(job, options({"retry": FIXED}), None, OSError(), NOW)
+    assert verdict.reason == "it expires before it could be tried again"
+
+
+def test_what_was_cancelled_says_how():
+    verdict = decide(Job("1", "f"), options({}), None, TaskCancelled("by hand"), NOW)
+    assert verdict.reason == "by hand"
+
+
 # --- a worker
 
 
@@ -141,20 +175,65 @@ class Graves:
     def __init__(self):
         self.kept = []
 
-    def __call__(self, variables, body):
+    def __call__(self, letter):
         if self.full:
             raise SubmitError("no space left")
-        self.kept.append((dict(variables), body))
-        return Path("/dead/letter")
+        self.kept.append(letter)
+        return "/dead/letter"
 
     @property
     def jobs(self):
-        return [decode(body)[0] for _, body in self.kept]
+        return [decode(letter.payload)[0] for letter in self.kept]
 
 
 @pytest.fixture
 def graves():
     return Graves()
+
+
+class Books:
+    """A ledger that keeps all that it is told in lists."""
+
+    worker = "web1:4711 spooler"
+
+    def __init__(self):
+        self.ended, self.counted, self.begun = [], [], []
+        self.traces, self.times = [], []
+        self.cancelled, self.confirmed = set(), []
+
+    def confirm(self, job):
+        self.confirmed.append(job.id)
+
+    def starts(self, job):
+        self.begun.append(job)
+        return job.id not in self.cancelled
+
+    def ends(self, job, executor, result, *, trace="", started_at=None):
+        self.ended.append((job.id, executor, result.state, result.error))
+        self.traces.append(trace)
+        self.times.append(started_at)
+
+    def count(self, task, outcome, seconds, now):
+        assert seconds >= 0
+        assert now > 0
+        self.counted.append((task, outcome))
+
+
+@pytest.fixture
+def books():
+    return Books()
+
+
+class Fuse:
+    """What uWSGI was told of the end of this process."""
+
+    def __init__(self):
+        self.told = []
+
+
+@pytest.fixture
+def fuse():
+    return Fuse()
 
 
 @pytest.fixture
@@ -163,18 +242,35 @@ def tasks():
 
 
 @pytest.fixture
-def worker_of(tasks, graves, home):
-    def find(name):
-        if name not in found:
-            raise TaskNotFound(f"no task {name}")
-        return found[name]
+def build(tasks, graves, books, fuse, home):
+    """Make a worker with some things changed."""
 
-    found = {}
-    made = Worker(
-        surroundings=Surroundings("spooler", lambda job: job), tasks=tasks, find=find, bury=graves
-    )
-    made.found = found
-    return made
+    def build(*, tracks=True, asked=lambda _job: Stop.NOT, **settings):
+        def find(name):
+            if name not in found:
+                raise TaskNotFound(f"no task {name}")
+            return found[name]
+
+        found, chosen = {}, Settings(**settings)
+        made = Worker(
+            surroundings=Surroundings("spooler", lambda job: job, asked=asked),
+            tasks=tasks,
+            find=find,
+            keep=graves,
+            ledger=books,
+            settings=lambda: chosen,
+            limit=fuse.told.append,
+            tracks=tracks,
+        )
+        made.found = found
+        return made
+
+    return build
+
+
+@pytest.fixture
+def worker_of(build):
+    return build()
 
 
 class Anywhere:
@@ -212,23 +308,24 @@ def test_a_task_that_is_not_known_yet_is_looked_for(worker_of):
 
 def test_a_job_that_fails_is_a_dead_letter_with_all_that_is_known(run, graves):
     run(fail, 1, job={"attempt": 2})
-    ((variables, _),) = graves.kept
-    failed_at = variables.pop("failed_at")
-    trace = variables.pop("traceback")
-    assert variables == {
-        "task": "shop.send",
-        "id": "3f2c",
-        "attempt": "2",
-        "error": "OSError: no such host",
-    }
-    assert failed_at.endswith("+00:00")
-    assert trace.startswith("Traceback")
-    assert "in fail" in trace
+    (letter,) = graves.kept
+    assert replace(letter, failed_at=0, traceback="", payload=b"") == DeadLetter(
+        id="3f2c",
+        task="shop.send",
+        executor="spooler",
+        attempt=2,
+        failed_at=0,
+        error="OSError: no such host",
+        worker="web1:4711 spooler",
+    )
+    assert time.time() - 60 < letter.failed_at <= time.time()
+    assert letter.traceback.startswith("Traceback")
+    assert "in fail" in letter.traceback
 
 
 def test_a_traceback_begins_in_the_task(run, graves):
     run(fail)
-    assert worker.__file__ not in graves.kept[0][0]["traceback"]
+    assert worker.__file__ not in graves.kept[0].traceback
 
 
 def test_a_dead_letter_holds_a_job_that_can_be_run_again(run, graves):
@@ -282,14 +379,14 @@ def test_a_job_that_is_dropped_is_one_log_line(run, graves, caplog):
 
 def test_a_request_that_is_refused_is_a_dead_letter_that_says_why(run, graves):
     run(lambda: SPOOL_RETRY, job={"retry_count": 1}, retry_count=1)
-    assert graves.kept[0][0]["error"] == (
-        "TasksError: it asked for another attempt after number 1, the last one"
+    assert graves.kept[0].error == (
+        "TasksError: shop.send[3f2c]: it asked for another attempt after number 1, the last one"
     )
 
 
 def test_a_task_that_no_longer_exists_is_a_dead_letter(worker_of, graves):
     assert worker_of.run(Job("1", "shop.gone")) is None
-    assert graves.kept[0][0]["error"] == "TaskNotFound: no task shop.gone"
+    assert graves.kept[0].error == "TaskNotFound: no task shop.gone"
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
@@ -298,12 +395,12 @@ def test_what_would_end_the_process_is_a_failure_of_the_task(run, graves, error)
         raise error
 
     run(end)
-    assert graves.kept[0][0]["error"].startswith(type(error).__name__)
+    assert graves.kept[0].error.startswith(type(error).__name__)
 
 
 def test_a_call_with_the_wrong_arguments_is_a_failure_of_the_task(run, graves):
     run(lambda: None, 1)
-    assert graves.kept[0][0]["error"].startswith("TypeError: ")
+    assert graves.kept[0].error.startswith("TypeError: ")
 
 
 class Speechless(Exception):
@@ -319,7 +416,7 @@ def test_an_error_whose_text_cannot_be_shown_is_a_failure_like_others(run, grave
         raise error
 
     assert run(bad) is None
-    assert graves.kept[0][0]["error"].startswith(type(error).__name__)
+    assert graves.kept[0].error.startswith(type(error).__name__)
 
 
 def test_what_a_task_has_made_of_its_arguments_does_not_keep_it_from_being_buried(run, graves):
@@ -329,9 +426,10 @@ def test_what_a_task_has_made_of_its_arguments_does_not_keep_it_from_being_burie
         fail()
 
     run(spoil, [1])
-    ((variables, _),) = graves.kept
-    assert variables["error"] == "OSError: no such host"
-    assert "_thread.lock" in variables["lost"]
+    (letter,) = graves.kept
+    assert letter.error == "OSError: no such host"
+    assert "Its arguments could not be kept: " in letter.traceback
+    assert "_thread.lock" in letter.traceback
 
 
 class Unshowable:
@@ -348,7 +446,7 @@ def test_an_argument_that_can_neither_be_pickled_nor_shown_is_no_hindrance(run, 
         fail()
 
     run(spoil)
-    assert graves.kept[0][0]["error"] == "OSError: no such host"
+    assert graves.kept[0].error == "OSError: no such host"
 
 
 def test_a_job_whose_dead_letter_cannot_be_written_is_not_given_up(run, graves):
@@ -432,7 +530,7 @@ def test_a_coroutine_that_fails_is_a_failure_like_others(run, graves):
         fail()
 
     run(send)
-    assert graves.kept[0][0]["error"] == "OSError: no such host"
+    assert graves.kept[0].error == "OSError: no such host"
 
 
 def test_coroutines_of_a_process_share_one_loop(run):
@@ -490,8 +588,9 @@ def test_the_caller_who_waits_is_told_why_no_more_attempts_are_made(worker_of):
 
 def test_bytes_that_are_no_job_are_a_dead_letter_with_the_bytes(worker_of, graves, caplog):
     assert worker_of.decode(b"nonsense") == ()
-    ((variables, body),) = graves.kept
-    assert (body, list(variables)) == (b"nonsense", ["error"])
+    (letter,) = graves.kept
+    assert (letter.payload, letter.task, letter.variables) == (b"nonsense", "", b"")
+    assert letter.error.startswith("cut after 8 bytes")
     assert "8 bytes were not run: " in caplog.text
     assert "/dead/letter" in caplog.text
 
@@ -509,12 +608,14 @@ def test_bytes_that_could_not_be_kept_are_not_given_up(worker_of, graves):
 
 def test_what_came_with_the_bytes_is_kept_too(worker_of, graves):
     worker_of.reject(b"", "nobody knows", {"ud_spool_func": "f"})
-    assert graves.kept == [({"error": "nobody knows", "ud_spool_func": "f"}, b"")]
+    (letter,) = graves.kept
+    assert (letter.error, letter.payload) == ("nobody knows", b"")
+    assert letter.variables == pack_variables({"ud_spool_func": "f"})
 
 
 def test_a_job_can_be_buried_without_an_attempt(worker_of, graves):
     worker_of.bury(Job("1", "f", (1,)), "its process died 3 times")
-    assert graves.kept[0][0]["error"] == "TasksError: its process died 3 times"
+    assert graves.kept[0].error == "TasksError: its process died 3 times"
     assert graves.jobs[0].args == (1,)
 
 
@@ -561,7 +662,7 @@ def test_what_a_task_has_changed_on_purpose_goes_along(worker_of, tasks):
 
 def test_a_dead_letter_has_the_arguments_of_the_call(worker_of, tasks, graves):
     again_of(worker_of, tasks, spoil, ([1],))
-    assert (graves.jobs[0].args, "lost" in graves.kept[0][0]) == (([1],), False)
+    assert (graves.jobs[0].args, "not be kept" in graves.kept[0].traceback) == (([1],), False)
 
 
 def test_a_job_that_cannot_be_read_again_goes_on_with_what_is_there(worker_of, tasks):
@@ -612,3 +713,265 @@ def test_a_number_of_runs_of_the_call_makes_its_codes_count(run):
 
 def test_without_a_number_of_runs_a_code_is_a_value(run, graves):
     assert (run(lambda: SPOOL_RETRY), graves.kept) == (None, [])
+
+
+# --- what is written down
+
+
+PAST, FUTURE = 1.0, 9e9
+
+
+@pytest.mark.parametrize(
+    ("func", "given", "state"),
+    [
+        (lambda: None, {}, OK),
+        (fail, {}, FAILED),
+        (fail, {"retry": Retry()}, AGAIN),
+        (lambda: SPOOL_IGNORE, {"spooler_return": True}, DROPPED),
+    ],
+)
+def test_each_attempt_is_counted_once_by_how_it_ended(run, books, func, given, state):
+    run(func, **given)
+    assert books.counted == [("shop.send", state)]
+
+
+def test_a_job_that_asks_for_nothing_costs_no_word_to_the_store(run, books):
+    run(lambda: None)
+    assert (books.begun, books.ended) == ([], [])
+
+
+@pytest.mark.parametrize("asked", [{"result_ttl": 60.0}, {"unique": "me"}])
+@pytest.mark.parametrize(
+    ("func", "given", "state"),
+    [(lambda: 1, {}, OK), (fail, {}, FAILED), (fail, {"retry": Retry()}, AGAIN)],
+)
+def test_how_an_attempt_ended_is_told_where_the_job_asks_for_it(
+    run, books, asked, func, given, state
+):
+    run(func, job=asked, **given)
+    ((id_, executor, ended, _),) = books.ended
+    assert (id_, executor, ended) == ("3f2c", "spooler", state)
+    assert books.times[0] > NOW
+
+
+def test_the_traceback_of_a_failure_is_kept_beside_its_error(run, books):
+    run(fail, job={"result_ttl": 60.0})
+    ((_, _, _, error),) = books.ended
+    assert (type(error), "in fail" in books.traces[0]) == (OSError, True)
+
+
+def test_a_task_that_no_longer_exists_is_told_to_those_who_wait(worker_of, books):
+    worker_of.run(Job("1", "shop.gone", result_ttl=60.0))
+    ((id_, _, state, error),) = books.ended
+    assert (id_, state, type(error)) == ("1", FAILED, TaskNotFound)
+    assert books.counted == [("shop.gone", FAILED)]
+
+
+def test_bytes_that_cannot_be_read_are_told_to_those_who_wait_for_their_jobs(worker_of, books):
+    jobs = [Job(f"3f-1.{n}", "f", result_ttl=60.0) for n in range(2)]
+    worker_of.reject(encode(jobs), "its process died too often while it ran (3)")
+    assert [(id_, state, str(error)) for id_, _, state, error in books.ended] == [
+        (job.id, FAILED, "its process died too often while it ran (3)") for job in jobs
+    ]
+
+
+def test_bytes_that_are_nothing_are_told_to_nobody(worker_of, books):
+    worker_of.reject(b"nonsense", "nobody knows")
+    assert (books.ended, books.counted) == ([], [("", FAILED)])
+
+
+def test_a_dead_letter_of_bytes_has_the_name_of_the_job_that_they_were(worker_of, graves):
+    worker_of.reject(b"x", "its process died", {"id": "3f-1", "task": "f"})
+    (letter,) = graves.kept
+    assert (letter.id, letter.task, letter.variables) == ("3f-1", "f", b"")
+
+
+def test_dead_letters_of_bytes_without_a_name_do_not_replace_each_other(worker_of, graves):
+    worker_of.reject(b"x", "nobody knows")
+    worker_of.reject(b"x", "nobody knows")
+    assert graves.kept[0].id != graves.kept[1].id
+
+
+def test_a_job_that_was_cancelled_is_told_and_counted(worker_of, books):
+    worker_of.cancel(Job("1", "f", result_ttl=60.0))
+    assert books.ended == [("1", "spooler", DROPPED, None)]
+    assert books.counted == [("f", DROPPED)]
+
+
+# --- signed
+
+
+SECRET, OTHER = "a" * 20, "b" * 20
+
+
+@pytest.mark.parametrize("signer", [None, Signer([OTHER])], ids=["unsigned", "another"])
+def test_what_is_not_signed_as_it_should_be_is_a_dead_letter(build, graves, signer):
+    worker = build(secret=SECRET)
+    assert worker.decode(encode([Job("1", "shop.send")], signer)) == ()
+    (letter,) = graves.kept
+    assert (letter.id, letter.task) == ("1", "shop.send")
+    assert "sign" in letter.error
+
+
+def test_what_is_signed_is_read(build):
+    job = Job("1", "f")
+    assert list(build(secret=SECRET).decode(encode([job], Signer([SECRET])))) == [job]
+
+
+def test_a_dead_letter_is_signed(build, graves, tasks):
+    tasks["f"] = Task(fail, options({"name": "f"}), Anywhere())
+    build(secret=SECRET).run(Job("1", "f"))
+    (job,) = decode(graves.kept[0].payload, Signer([SECRET]))
+    assert job.id == "1"
+
+
+# --- an end
+
+
+def test_an_attempt_that_takes_too_long_fails(run, graves):
+    run(lambda: time.sleep(60), timeout=0.05)
+    assert graves.kept[0].error == "TaskTimeout: it took longer than its timeout of 0.05 s"
+
+
+def test_an_attempt_that_took_too_long_is_tried_again_by_the_rules(run):
+    assert run(lambda: time.sleep(60), timeout=0.05, retry=Retry()).attempt == 2
+
+
+def test_uwsgi_is_told_of_the_timeout_before_and_after(run, fuse):
+    run(lambda: None, timeout=30)
+    run(fail, timeout=30)
+    assert fuse.told == [30, None] * 2
+
+
+def test_without_a_timeout_uwsgi_is_told_nothing(run, fuse):
+    run(lambda: None, job={"result_ttl": 60.0})
+    assert fuse.told == []
+
+
+def test_a_coroutine_that_takes_too_long_fails(run, graves):
+    run(lambda: asyncio.sleep(60), timeout=0.05)
+    assert graves.kept[0].error.startswith("TaskTimeout: ")
+
+
+def in_a_thread(func):
+    """Call *func* where no signal is heard."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(func()))
+    thread.start()
+    thread.join(30)
+    return found[0]
+
+
+def test_a_coroutine_ends_in_time_where_no_alarm_is_heard(worker_of):
+    task = Task(lambda: asyncio.sleep(60), options({"name": "f", "timeout": 0.05}), Anywhere())
+    worker_of.found["f"] = task
+    result, _ = in_a_thread(lambda: perform(worker_of, Job("1", "f")))
+    assert (result.state, type(result.error)) == (FAILED, TaskTimeout)
+
+
+def test_a_timeout_of_a_coroutines_own_is_no_end_of_ours(worker_of):
+    async def impatient():
+        raise TimeoutError("of the host")
+
+    task = Task(impatient, options({"name": "f", "timeout": 60}), Anywhere())
+    worker_of.found["f"] = task
+    result, _ = in_a_thread(lambda: perform(worker_of, Job("1", "f")))
+    assert (type(result.error), str(result.error)) == (TimeoutError, "of the host")
+
+
+def test_a_coroutine_without_an_end_runs_to_it_in_a_thread_too(worker_of):
+    async def quick():
+        return 7
+
+    worker_of.found["f"] = Task(quick, options({"name": "f"}), Anywhere())
+    assert in_a_thread(lambda: perform(worker_of, Job("1", "f")))[0].value == 7
+
+
+def test_a_job_that_expired_before_it_began_is_dropped(run, graves, books, caplog):
+    got = []
+    assert run(got.append, 1, job={"expires_at": PAST, "result_ttl": 60.0}) is None
+    ((_, _, state, _),) = books.ended
+    assert (got, graves.kept, state) == ([], [], DROPPED)
+    assert books.counted == [("shop.send", DROPPED)]
+    assert caplog.messages == ["shop.send[3f2c] is dropped: it had expired before attempt 1 began"]
+
+
+def test_a_job_that_has_not_expired_runs(run):
+    got = []
+    run(got.append, 1, job={"expires_at": FUTURE})
+    assert got == [1]
+
+
+def test_a_job_that_failed_and_expired_since_is_a_dead_letter(run, graves, books):
+    got = []
+    run(got.append, 1, job={"expires_at": PAST, "attempt": 2})
+    assert got == []
+    assert graves.kept[0].error == "TaskCancelled: it had expired before attempt 2 began"
+    assert books.counted == [("shop.send", FAILED)]
+
+
+def test_a_dead_letter_does_not_expire(run, graves):
+    run(fail, job={"expires_at": FUTURE})
+    assert graves.jobs[0].expires_at is None
+
+
+def test_the_caller_who_waits_is_told_that_his_job_had_expired(worker_of, graves):
+    worker_of.found["f"] = Task(fail, options({"name": "f"}), Anywhere())
+    result, following = perform(worker_of, Job("1", "f", expires_at=PAST, attempt=2))
+    assert (result.state, type(result.error)) == (DROPPED, TaskCancelled)
+    assert (following, graves.kept) == (None, [])
+
+
+@pytest.mark.parametrize(("tracks", "ran"), [(False, []), (True, [1])])
+def test_where_the_executor_cannot_take_a_job_away_the_store_is_asked(
+    build, tasks, books, tracks, ran
+):
+    got = []
+    tasks["f"] = Task(got.append, options({"name": "f"}), Anywhere())
+    books.cancelled = {"1"}
+    build(tracks=tracks).run(Job("1", "f", (1,), result_ttl=60.0))
+    assert got == ran
+
+
+def test_a_job_that_is_killed_while_it_runs_is_dropped(build, tasks, books, graves):
+    def endless():
+        time.sleep(60)
+
+    tasks["f"] = Task(endless, options({"name": "f", "retry": Retry()}), Anywhere())
+    worker = build(tracks=False, asked=lambda _job: Stop.KILL)
+    assert worker.run(Job("1", "f", result_ttl=60.0)) is None
+    ((_, _, state, error),) = books.ended
+    assert (state, type(error), graves.kept) == (DROPPED, TaskCancelled, [])
+
+
+def test_a_job_that_was_only_asked_to_stop_runs_on(build, tasks, books):
+    def patient():
+        time.sleep(1.1)
+        return 7
+
+    tasks["f"] = Task(patient, options({"name": "f", "timeout": 60}), Anywhere())
+    build(tracks=False, asked=lambda _job: Stop.ASKED).run(Job("1", "f", result_ttl=60.0))
+    assert books.ended[0][2] is OK
+
+
+def test_an_alarm_that_rings_when_the_function_has_just_returned_is_a_failure(
+    run, graves, monkeypatch
+):
+    class Late:
+        @contextlib.contextmanager
+        def limit(self, *_args):
+            yield
+            raise TaskTimeout("late")
+
+    monkeypatch.setattr(worker, "alarm", Late())
+    run(lambda: None, timeout=1)
+    assert graves.kept[0].error == "TaskTimeout: late"
+
+
+def test_a_unique_job_that_runs_at_once_keeps_its_key_before_it_has_run(worker_of, books):
+    seen = []
+    worker_of.found["f"] = Task(
+        lambda: seen.extend(books.confirmed), options({"name": "f"}), Anywhere()
+    )
+    perform(worker_of, Job("1", "f", unique="me"))
+    assert seen == ["1"]

@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.uwsgi_coverage import environment
+from uwsgi_tasks import App
+from uwsgi_tasks.model import DeadLetter
+from uwsgi_tasks.stores import Store, connect
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -70,6 +73,8 @@ class Server:
     ) -> None:
         self.folder = folder
         self.spool = spool or folder / "spool"
+        # Where there is no spooler, dead letters would go into a folder that servers share.
+        self._home = self.spool if spoolers else folder
         self.log_file = folder / "uwsgi.log"
         self._events_file = folder / EVENTS
         self._gates = folder / "gates"
@@ -79,7 +84,8 @@ class Server:
         self._lazy = lazy
         self._entry = entry
         self._options = list(options)
-        self._env = dict(env or {})
+        self._env = {} if spoolers else {"UWSGI_TASKS_DEAD_DIR": str(folder / "dead")}
+        self._env |= env or {}
         self._python = python
         self._path = os.pathsep.join(map(str, [folder, *path]))
         self._process: subprocess.Popen[bytes] | None = None
@@ -183,6 +189,17 @@ class Server:
             shutil.rmtree(self._short, ignore_errors=True)
         return self._code
 
+    def crash(self) -> list[int]:
+        """End it as a failing machine would, all at once; return the processes that it had."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        pids = session(process.pid)
+        process.kill()
+        end_session(process.pid)
+        process.wait()
+        shutil.rmtree(self._short, ignore_errors=True)
+        return pids
+
     def remove_option(self, option: str) -> None:
         """Leave *option* out when it is started next."""
         self._options.remove(option)
@@ -264,9 +281,24 @@ class Server:
         """Return the files of jobs whose time has not come."""
         return list((self.spool / "later").glob("*/[!.]*"))
 
-    def dead(self) -> list[Path]:
-        """Return the dead letters."""
-        return sorted((self.spool / "dead").glob("[!.]*"))
+    @property
+    def store(self) -> Store:
+        """What the server keeps beside its spool files."""
+        return connect(f"sqlite:///{self._home}/store.sqlite3")
+
+    def dead(self, task: str | None = None) -> list[DeadLetter]:
+        """Return the dead letters, of *task* only if given, the oldest first."""
+        if not (self._home / "store.sqlite3").exists():
+            return []
+        return self.store.dead(1000, None, task)[::-1]
+
+    def dead_files(self) -> list[Path]:
+        """Return the dead letters that no store has taken."""
+        return sorted((self._home / "dead").glob("[!.]*"))
+
+    def app(self, **settings: Any) -> App:
+        """Return an app in this process, which looks at the spooler from outside."""
+        return App(spooler_dir=self.spool, **settings)
 
     def spooler_pids(self) -> list[int]:
         """Return the spoolers that live, oldest first; wait until all are there."""
@@ -373,15 +405,18 @@ def read_spool_file(path: Path) -> tuple[dict[str, bytes], bytes]:
     """Return the keys and the body of a spool file."""
     content = path.read_bytes()
     _modifier1, size, _modifier2 = struct.unpack_from("<BHB", content)
+    return read_variables(content[4 : 4 + size]), content[4 + size :]
+
+
+def read_variables(packed: bytes) -> dict[str, bytes]:
+    """Return what uWSGI packs so into a spool file."""
     parts: list[bytes] = []
-    at = 4
-    while at < 4 + size:
-        (length,) = struct.unpack_from("<H", content, at)
-        parts.append(content[at + 2 : at + 2 + length])
+    at = 0
+    while at < len(packed):
+        (length,) = struct.unpack_from("<H", packed, at)
+        parts.append(packed[at + 2 : at + 2 + length])
         at += 2 + length
-    return {
-        key.decode(): value for key, value in zip(parts[::2], parts[1::2], strict=True)
-    }, content[4 + size :]
+    return {key.decode(): value for key, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def run_outside(

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import Counter
 
-from tests.uwsgi.serving import read_spool_file
+import pytest
 
 SOURCE = """
     import ctypes, os, sys, time
@@ -28,6 +28,12 @@ SOURCE = """
         record("exits")
         if not Path("mended").exists():
             os._exit(1)
+
+    @task(executor="spooler")
+    def exits_late():
+        record("exits_late")
+        time.sleep(6)
+        os._exit(1)
 
     @task(executor="spooler")
     def segfaults():
@@ -90,31 +96,46 @@ def test_tasks_that_crash_their_process_hold_nobody_up_and_end_as_dead_letters(s
     assert good_at < server.events("exits")[-1]["time"]
     assert good_at < server.events("segfaults")[-1]["time"]
 
-    reasons = {}
-    for path in server.dead():
-        keys, _body = read_spool_file(path)
-        reasons[keys["task"].decode()] = keys["error"].decode()
-        assert str(path) in server.log
-    assert "process died" in reasons["app.exits"]
-    assert "process died" in reasons["app.segfaults"]
-    assert "enough" in reasons["app.leaves"]
+    letters = {letter.task: letter for letter in server.dead()}
+    assert "process died" in letters["app.exits"].error
+    assert "process died" in letters["app.segfaults"].error
+    assert "enough" in letters["app.leaves"].error
+    for letter in letters.values():
+        assert f"{letter.task}[{letter.id}]" in server.log or letter.id in server.log
 
-    # Once its cause is mended, a dead letter is moved back, and runs.
+    # Once its cause is mended, a dead letter is requeued, and runs.
     (server.folder / "mended").touch()
-    (letter,) = (p for p in server.dead() if read_spool_file(p)[0]["task"] == b"app.exits")
-    letter.rename(server.spool / letter.name)
+    server.app().dead.requeue(letters["app.exits"].id)
     server.wait_for_events("exits", 4)
     server.wait_for(lambda: not server.waiting())
     assert len(server.dead()) == 2
 
 
+@pytest.mark.slow
+def test_of_several_spoolers_none_runs_for_ever_what_kills_it_after_a_while(serve):
+    server = serve(SOURCE, spoolers=2, env={"UWSGI_TASKS_CRASH_LIMIT": "2"})
+    id_ = server.call("exits_late().id")
+
+    # Longer than another spooler is kept away from it: it is there before the newcomer.
+    (letter,) = server.wait_for(server.dead, 60)
+    assert letter.id == id_
+    assert "process died" in letter.error
+    server.wait_for(lambda: not server.waiting())
+    assert len(server.events("exits_late")) == 2
+
+
 def test_how_many_crashes_are_too_many_is_a_setting(serve):
     server = serve(SOURCE, env={"UWSGI_TASKS_CRASH_LIMIT": "1"})
-    server.call("exits()")
+    id_ = server.call("exits().id")
 
-    server.wait_for(server.dead)
+    (letter,) = server.wait_for(server.dead)
     assert len(server.events("exits")) == 1
-    assert "process died" in read_spool_file(server.dead()[0])[0]["error"].decode()
+    assert "process died" in letter.error
+    # All is told of it, though nobody has unpickled it.
+    assert (letter.id, letter.task) == (id_, "app.exits")
+    assert letter.worker.endswith(" spooler")
+    server.app().dead.requeue(id_)
+    server.wait_for_events("exits", 2)
 
 
 def test_a_reload_loses_nothing_and_counts_as_no_crash(serve):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.uwsgi.serving import read_spool_file, write_raw, write_spool_file
+from tests.uwsgi.serving import write_raw, write_spool_file
+from uwsgi_tasks.spool_file import bury
 
 SOURCE = """
     import os, pickle
@@ -49,11 +50,10 @@ def recorded(server):
 
 
 def the_letter(server):
-    (path,) = server.wait_for(server.dead)
+    (letter,) = server.wait_for(server.dead)
     server.wait_for(lambda: not server.waiting())
-    server.wait_for(lambda: str(path) in server.log)
-    keys, body = read_spool_file(path)
-    return keys["error"].decode(), body
+    server.wait_for(lambda: "kept in the store" in server.log)
+    return letter.error, letter.payload
 
 
 def test_a_file_that_was_cut_is_kept(server):
@@ -130,19 +130,34 @@ def test_an_argument_that_does_not_unpickle_is_kept(server):
     assert "broken on arrival" in error
 
 
-def test_a_dead_letter_that_is_moved_back_runs_again(server):
-    content = recorded(server)
-    write_raw(server.spool, content)
+def test_a_dead_letter_in_a_file_that_is_moved_back_runs_again(server):
+    call_under_name(server, "app.later")
+    (letter,) = server.wait_for(server.dead)
+    server.wait_for(lambda: not server.waiting())
+    server.stop()
+    # As it is written while the store is away.
+    file = bury(server.spool / "dead", {"task": letter.task, "error": letter.error}, letter.payload)
+    assert server.store.exhume(letter.id)
+    app = server.folder / "app.py"
+    app.write_text(app.read_text() + "\ntask(executor='spooler', name='app.later')(good.func)\n")
+    file.rename(server.spool / file.name)
+    server.start()
+
     server.wait_for_events("good", 2)
+    server.wait_for(lambda: not server.waiting())
+    assert not server.dead()
+
+
+def test_a_dead_letter_that_is_requeued_runs_again(server):
     call_under_name(server, "app.later")
     (letter,) = server.wait_for(server.dead)
     server.wait_for(lambda: not server.waiting())
     server.stop()
     app = server.folder / "app.py"
     app.write_text(app.read_text() + "\ntask(executor='spooler', name='app.later')(good.func)\n")
-    letter.rename(server.spool / letter.name)
+    server.app().dead.requeue(letter.id)
     server.start()
 
-    server.wait_for_events("good", 3)
+    server.wait_for_events("good", 2)
     server.wait_for(lambda: not server.waiting())
     assert not server.dead()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.uwsgi.serving import read_spool_file, write_spool_file
+from tests.uwsgi.serving import read_variables, write_spool_file
 
 LEGACY = Path(__file__).parent / "legacy"
 
@@ -115,14 +115,14 @@ def test_one_that_fails_is_kept(server):
     path = write(server, b"app.old_failing", {"working_dir": None})
 
     server.wait_for(lambda: not path.exists())
-    assert kept(server, b"LookupError: no such order")
+    assert kept(server, "LookupError: no such order")
 
 
 def test_one_whose_task_is_gone_is_kept(server):
     path = write(server, b"app.nowhere", {"working_dir": None})
 
     server.wait_for(lambda: not path.exists())
-    assert kept(server, b"app.nowhere")
+    assert kept(server, "app.nowhere")
 
 
 def test_one_that_does_not_unpickle_is_kept(server):
@@ -133,13 +133,12 @@ def test_one_that_does_not_unpickle_is_kept(server):
     )
 
     server.wait_for(lambda: not path.exists())
-    (letter,) = kept(server, b"0.7")
-    assert letter["function_name"] == b"app.old"
+    (letter,) = kept(server, "0.7")
+    assert read_variables(letter.variables)["function_name"] == b"app.old"
 
 
 def kept(server, error):
-    letters = [read_spool_file(path)[0] for path in server.dead()]
-    return [letter for letter in letters if error in letter["error"]]
+    return [letter for letter in server.dead() if error in letter.error]
 
 
 def test_a_setting_refuses_them_and_keeps_what_they_held(serve):
@@ -147,6 +146,6 @@ def test_a_setting_refuses_them_and_keeps_what_they_held(serve):
     path = deliver(server, "arguments")
 
     server.wait_for(lambda: not path.exists())
-    (letter,) = kept(server, b"accept_legacy")
-    assert letter["function_name"] == b"app.old"
+    (letter,) = kept(server, "accept_legacy")
+    assert read_variables(letter.variables)["function_name"] == b"app.old"
     assert not server.events("old")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.uwsgi.serving import read_spool_file, write_spool_file
+from tests.uwsgi.serving import read_variables, write_spool_file
 
 OURS = """
     from uwsgi_tasks import task
@@ -115,9 +115,9 @@ def test_a_file_that_nobody_knows_is_kept_and_not_run_again_and_again(serve):
     server.wait_for_events("ours")
     server.wait_for(lambda: not path.exists())
     (letter,) = server.dead()
-    keys, body = read_spool_file(letter)
-    assert (keys["name"], body) == (b"stranger", b"its body")
-    assert str(letter) in server.log
+    assert read_variables(letter.variables) == {"name": b"stranger"}
+    assert letter.payload == b"its body"
+    assert "kept in the store" in server.log
 
 
 def test_a_message_that_nobody_knows_is_kept(serve):
@@ -125,7 +125,7 @@ def test_a_message_that_nobody_knows_is_kept(serve):
     server.call("__import__('uwsgi').mule_msg(b'who is this for')")
 
     (letter,) = server.wait_for(server.dead)
-    assert read_spool_file(letter)[1] == b"who is this for"
+    assert letter.payload == b"who is this for"
     server.call("ours_in_a_mule('still alive')")
     server.wait_for_events("ours in a mule")
 

@@ -78,7 +78,8 @@ def test_a_delayed_job_waits_for_its_time(server):
 
 
 def test_nothing_is_warned_of_and_the_call_is_queued(server):
-    assert done(outside(server, "print(note('queued').state)")).strip() == "queued"
+    source = "job = note.using(at=timedelta(hours=1))('later'); print(job.state, job.cancel())"
+    assert done(outside(server, source)).strip() == "queued True"
     assert not outside(server, "note('quiet')").stderr
 
 

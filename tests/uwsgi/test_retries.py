@@ -4,8 +4,6 @@ from itertools import pairwise
 
 import pytest
 
-from tests.uwsgi.serving import read_spool_file
-
 SOURCE = """
     import os, sys
     from datetime import timedelta
@@ -118,8 +116,7 @@ def gaps(events):
 
 
 def dead_letters_of(server, name):
-    letters = [read_spool_file(path)[0] for path in server.dead()]
-    return [letter for letter in letters if letter["task"] == f"app.{name}".encode()]
+    return server.dead(f"app.{name}")
 
 
 def test_spool_retry_runs_it_again_after_its_timeout_until_its_runs_are_used_up(server):
@@ -197,8 +194,8 @@ def test_a_retry_ends_with_a_dead_letter(server):
 
     server.wait_for_events("flaky 4", 3)
     (letter,) = server.wait_for(lambda: dead_letters_of(server, "flaky"))
-    assert letter["attempt"] == b"3"
-    assert letter["error"] == b"ConnectionError: no answer"
+    assert letter.attempt == 3
+    assert letter.error == "ConnectionError: no answer"
 
 
 def test_a_retry_is_for_the_exceptions_that_it_names(server):
@@ -206,7 +203,7 @@ def test_a_retry_is_for_the_exceptions_that_it_names(server):
 
     server.wait_for_events("picky ConnectionError", 3)
     (letter,) = server.wait_for(lambda: dead_letters_of(server, "picky"))
-    assert letter["error"] == b"ValueError: no answer"
+    assert letter.error == "ValueError: no answer"
     assert len(server.events("picky ValueError")) == 1
 
 
@@ -214,12 +211,12 @@ def test_a_failing_task_is_kept_and_logged_with_its_traceback(server):
     handle = server.call("fails().id")
 
     (letter,) = server.wait_for(lambda: dead_letters_of(server, "fails"))
-    assert letter["id"].decode() == handle
-    assert letter["error"] == b"LookupError: no such order"
-    assert b'raise LookupError("no such order")' in letter["traceback"]
-    assert letter["failed_at"]
-    (path,) = (p for p in server.dead() if read_spool_file(p)[0]["id"].decode() == handle)
-    server.wait_for(lambda: str(path) in server.log)
+    assert letter.id == handle
+    assert letter.error == "LookupError: no such order"
+    assert 'raise LookupError("no such order")' in letter.traceback
+    assert letter.failed_at
+    assert letter.worker.endswith(" spooler")
+    server.wait_for(lambda: f"app.fails[{handle}] failed in attempt 1" in server.log)
     assert 'raise LookupError("no such order")' in server.log
     # retry_count is for those who ask.
     assert len(server.events("fails")) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask
-from uwsgi_tasks.model import Job, Result
+from uwsgi_tasks.model import Job, Result, Standing, State, Stop
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
 
@@ -30,8 +30,16 @@ class Receiver(Protocol):
         kept: then it must stay where it is.
         """
 
-    def perform(self, job: Job, payload: bytes, index: int = 0) -> tuple[Result, Job | None]:
-        """Make one attempt, as `run` does, for a caller who waits for the result."""
+    def perform(
+        self, job: Job, payload: bytes, index: int = 0, *, bury: bool = False
+    ) -> tuple[Result, Job | None]:
+        """Make one attempt, as `run` does, for a caller who waits for the result.
+
+        What failed for good is a dead letter only if *bury* says so.
+        """
+
+    def cancel(self, job: Job) -> None:
+        """Note that *job* was cancelled, and does not run."""
 
     def bury(self, job: Job, reason: str) -> None:
         """Make *job* a dead letter, without an attempt. Raises NotKept."""
@@ -65,6 +73,10 @@ class Options(Protocol):
     def waits(self) -> bool:
         """Do its retries wait?"""
 
+    @property
+    def durable(self) -> bool:
+        """Must a job be on the disk before its caller goes on?"""
+
 
 class Executor(ABC):
     """Carries jobs from the caller to whoever runs them. Knows no task, no retry, no result."""
@@ -78,6 +90,8 @@ class Executor(ABC):
     """Does a job that it took survive the end of the processes that run it?"""
     travels: ClassVar[bool] = True
     """Does the job run in another process, which must find its task by name?"""
+    tracks: ClassVar[bool] = False
+    """Can it tell by itself what waits and what runs, and take a job away?"""
 
     def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
         self._server = server
@@ -97,6 +111,8 @@ class Executor(ABC):
             raise InvalidTask(f"at=: {self.name} cannot delay a job; use the spooler")
         if options.priority is not None and not self.supports_priority:
             raise InvalidTask(f"priority=: {self.name} has no priorities; use the spooler")
+        if options.durable and not self.durable:
+            raise InvalidTask(f"durable=: {self.name} keeps nothing on disk; use the spooler")
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
@@ -109,6 +125,44 @@ class Executor(ABC):
     def follow(self, job: Job) -> Sequence[Result]:
         """Take *job*, which the job being run asks for, as `submit` does."""
         return self.submit((job,))
+
+    # ---- what waits and runs, where it `tracks` that -----------------------------------------
+
+    def find(self, id: str) -> Standing | None:  # noqa: A002, ARG002  the job's
+        """Return where a job stands that has not ended; None if it is not here."""
+        return None
+
+    def standings(
+        self,
+        limit: int | None = None,  # noqa: ARG002
+        *,
+        running: bool = False,  # noqa: ARG002
+        where: Callable[[Standing], bool] | None = None,  # noqa: ARG002
+    ) -> list[Standing]:
+        """Return what runs, and then what waits, the oldest first; at most *limit*.
+
+        Only what runs, if *running*, which must be cheap however much waits; only those for which
+        *where* is true.
+        """
+        return []
+
+    def read(self, id: str) -> Job | None:  # noqa: A002, ARG002  the job's
+        """Return a job that has not ended, to look at: objects in its arguments are stand-ins."""
+        return None
+
+    def cancel(self, id: str, stop: Stop) -> tuple[State, Job] | None:  # noqa: A002, ARG002
+        """Take a job away; return its state after that, and what it was; None if it is not here.
+
+        CANCELLED is certain. RUNNING: it was asked to *stop*.
+        """
+        return None
+
+    def show_progress(self, job: Job, done: float, total: float | None) -> None:  # noqa: B027
+        """Show how far *job* has come, which runs in this process."""
+
+    def asked(self, job: Job) -> Stop:  # noqa: ARG002
+        """Was *job*, which runs in this process, asked to stop?"""
+        return Stop.NOT
 
     def listen(self, receiver: Receiver) -> None:
         """Let *receiver* run what arrives in this process."""

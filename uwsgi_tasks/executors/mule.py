@@ -56,7 +56,7 @@ class MuleExecutor(Executor):
             if relay is None:
                 raise SubmitError("a mule cannot wait: use the spooler for what has a time")
             return relay.submit(jobs)
-        self._server.mule_message(codec.encode(jobs), jobs[0].mule)
+        self._server.mule_message(codec.encode(jobs, self._settings().signer), jobs[0].mule)
         return ()
 
     def _relay(self) -> Executor | None:
@@ -104,7 +104,7 @@ class MuleExecutor(Executor):
                     self._receiver.bury(job, str(error))
                     return
                 log.info("%s: %s; its next attempt runs at once", job, error)
-                payload, index = codec.encode((job,)), 0
+                payload, index = codec.encode((job,), self._settings().signer), 0
             else:
                 return
 

@@ -34,7 +34,7 @@ class RuntimeExecutor(Executor):
         They are pickled and read again, as on their way to a spooler, so that a test with this
         executor finds what others would refuse, and a task has its arguments for itself.
         """
-        payload = codec.encode(jobs)
+        payload = codec.encode(jobs, self._settings().signer)
         return [self._run(payload, index) for index in range(len(jobs))]
 
     def follow(self, job: Job) -> Sequence[Result]:
@@ -42,7 +42,7 @@ class RuntimeExecutor(Executor):
         queue = _following.get()
         if queue is None:
             return self.submit((job,))
-        queue.append(codec.encode((job,)))
+        queue.append(codec.encode((job,), self._settings().signer))
         return ()
 
     def _run(self, payload: bytes, index: int) -> Result:
@@ -59,12 +59,13 @@ class RuntimeExecutor(Executor):
             _following.reset(token)
 
     def _last(self, payload: bytes, index: int) -> Result:
+        signer = self._settings().signer
         for _ in range(_MOST):
-            job = codec.decode(payload)[index]
+            job = codec.decode(payload, signer)[index]
             result, following = self._receiver.perform(job, payload, index)
             if following is None:
                 return result
-            payload, index = codec.encode((following,)), 0
+            payload, index = codec.encode((following,), signer), 0
         # A spooler would wait between them; nobody can wait here for what may never come.
         error = result.error or TasksError(f"{job}: it asked for more than {_MOST} attempts")
         return replace(result, state=State.FAILED, error=error)

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from uwsgi_tasks import codec, spool
-from uwsgi_tasks.crashes import REASON, Crashes
+from uwsgi_tasks.crashes import CANCELLED, REASON, Crashes
+from uwsgi_tasks.current import alone
 from uwsgi_tasks.errors import (
     ConfigurationError,
     DecodeError,
@@ -21,8 +23,11 @@ from uwsgi_tasks.errors import (
     Unpicklable,
 )
 from uwsgi_tasks.executors import Executor, Options
+from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.marks import Mark, Peers, Progress
-from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result
+from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result, Standing, State, Stop
+from uwsgi_tasks.spool_file import PREFIX, batch_id, file_name, new_name, write_whole
+from uwsgi_tasks.waiting import Own, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +47,17 @@ class _Place:
 
     files: spool.SpoolDirectory
     peers: Peers
+    processes: float
+    """How many there are, beside this one; infinite where that is not known."""
     is_elsewhere: bool
-    """Do they belong to another server? Then uWSGI does not signal those at rest."""
+    """Do they belong to another server?"""
 
     @classmethod
     def at(cls, path: str, processes: float, *, is_elsewhere: bool = False) -> _Place:
         files = spool.SpoolDirectory(path)
         files.check()
-        return cls(files, Peers(files.path / "running", processes), is_elsewhere)
+        peers = Peers(files.path / "running", processes)
+        return cls(files, peers, processes, is_elsewhere)
 
 
 class SpoolerExecutor(Executor):
@@ -62,18 +70,27 @@ class SpoolerExecutor(Executor):
     supports_delay: ClassVar[bool] = True
     supports_priority: ClassVar[bool] = True
     durable: ClassVar[bool] = True
+    tracks: ClassVar[bool] = True
 
+    answer: Callable[[dict[Any, Any], Path], None]
+    """Answers a `probe`."""
     _mark: Mark | None = None
     """This process's own mark, if it is a spooler."""
+    _crashes: Crashes
     _home: _Place
     """The place that this process serves, if it is a spooler."""
+    _payload = b""
+    """What was in the file that this process runs, or ran last."""
     _pid = 0
     _nice = False
     _shared = False
     """Do other processes serve the same directory?"""
-    _condemned: str | None = None
-    """The file that killed its process too often, if uWSGI hands us just that one."""
+    _condemned: tuple[str, str] | None = None
+    """The file that must not run, if uWSGI hands us just that one, and why."""
     _unknown_since: float | None = None
+    _spent: Progress | None = None
+    """Of the batch that ran last; without it all of that would run again, if we are killed before
+    uWSGI has removed the file."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -113,8 +130,8 @@ class SpoolerExecutor(Executor):
         """Return the folder for what finally failed here; None where there is no spooler."""
         if self._pid == os.getpid():
             return self._home.files.dead
-        spoolers = self._server.spoolers
-        return spool.SpoolDirectory(spoolers[0]).dead if spoolers else None
+        directories = self.directories()
+        return spool.SpoolDirectory(directories[0]).dead if directories else None
 
     def check_directories(self) -> None:
         """Raise ConfigurationError if what lies in a spooler's directory cannot be trusted."""
@@ -126,23 +143,28 @@ class SpoolerExecutor(Executor):
     def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
         """Write *jobs* into one spool file."""
         job = jobs[0]
-        payload = codec.encode(jobs)
+        payload = codec.encode(jobs, self._settings().signer)
         place = self._places.get(job.spooler) or self._find_place(job.spooler)
         if job.priority is not None and not self._has_priorities(place):
             raise SubmitError(
                 f"{job.task}: its priority needs 'spooler-ordered = true' in the configuration of "
                 "the uWSGI that serves this directory"
             )
+        # Whoever looks for a job finds it by its id alone.
+        name = file_name(batch_id(job.id) if len(jobs) > 1 else job.id, job.attempt)
+        files, durable = place.files, job.durable
         if job.at is not None and job.at > time.time():
-            place.files.write_later(payload, job.at, job.priority)
+            files.write_later(payload, job.at, job.priority, name=name, durable=durable)
             return ()
-        if self._server.present:
-            directory = None if job.spooler is None else str(place.files.path)
-            self._server.spool(payload, directory, job.priority)
-        else:
-            place.files.write(payload, job.priority)
+        files.write(payload, job.priority, name=name, durable=durable)
         self._wake(place)
         return ()
+
+    def submit_raw(self, content: bytes) -> None:
+        """Put a spool file back that is not ours. Raises SubmitError."""
+        place = self._places.get(None) or self._find_place(None)
+        write_whole(place.files.path / new_name(), content)
+        self._wake(place)
 
     def _has_priorities(self, place: _Place) -> bool:
         if self._server.present:
@@ -155,13 +177,16 @@ class SpoolerExecutor(Executor):
         if self._mark is not None and place is self._home:
             self._mark.wake()
         try:
-            known = place.peers.wake(resting=place.is_elsewhere)
+            known = place.peers.wake()
         except OSError as error:
             log.warning("the spoolers of %s could not be woken: %s", place.files.path, error)
             return
-        if known:
+        if known >= place.processes or place.is_elsewhere:
             self._unknown_since = None
-        elif not place.is_elsewhere:
+            return
+        # They have just been forked, or have not loaded us: uWSGI knows their numbers.
+        self._server.wake_spoolers(str(place.files.path))
+        if not known:
             self._complain()
 
     def _find_place(self, spooler: str | None) -> _Place:
@@ -204,6 +229,67 @@ class SpoolerExecutor(Executor):
                 "or add 'spooler-import = MODULE' to its configuration"
             )
 
+    # ---- looking ----------------------------------------------------------------------------
+
+    def directories(self) -> Sequence[str]:
+        """Return the spooler directories that are known here."""
+        directory = self._settings().spooler_dir
+        return self._server.spoolers or (() if directory is None else (_real(str(directory)),))
+
+    def _waiting(self) -> list[Waiting]:
+        own = self._own()
+        return [Waiting(spool.SpoolDirectory(path), own) for path in self.directories()]
+
+    def _own(self) -> Own | None:
+        """Return what this process runs, if it is a spooler."""
+        if self._mark is None or self._pid != os.getpid():
+            return None
+        running = self._mark.running()
+        if running is None:
+            return None
+        return Own(running=running, payload=self._payload, mark=self._mark)
+
+    def find(self, id: str) -> Standing | None:  # noqa: A002  the job's
+        """Look for the job's file, in each of the directories."""
+        return next(filter(None, (waiting.find(id) for waiting in self._waiting())), None)
+
+    def standings(
+        self,
+        limit: int | None = None,
+        *,
+        running: bool = False,
+        where: Callable[[Standing], bool] | None = None,
+    ) -> list[Standing]:
+        """List the directories, one after the other."""
+        found = (
+            one
+            for waiting in self._waiting()
+            for one in waiting.standings(limit, running=running, where=where)
+        )
+        return list(islice(found, limit))
+
+    def read(self, id: str) -> Job | None:  # noqa: A002  the job's
+        """Look into the job's file."""
+        return next(filter(None, (waiting.read(id) for waiting in self._waiting())), None)
+
+    def count(self) -> int:
+        """Return how many files wait, run or are delayed."""
+        return sum(map(len, self._waiting()))
+
+    def cancel(self, id: str, stop: Stop) -> tuple[State, Job] | None:  # noqa: A002
+        """Take the job's file away, under the lock by which uWSGI runs it."""
+        found = (waiting.cancel(id, stop) for waiting in self._waiting())
+        return next(filter(None, found), None)
+
+    def show_progress(self, job: Job, done: float, total: float | None) -> None:  # noqa: ARG002
+        """Note it in this process's mark."""
+        if self._mark is not None:
+            self._mark.advance(done, total)
+
+    def asked(self, job: Job) -> Stop:
+        """Look into this process's mark."""
+        return Stop.NOT if self._mark is None else self._mark.asked_to_stop(job.id)
+
     # ---- running ----------------------------------------------------------------------------
 
     def start(self, current: str | None = None, payload: bytes = b"") -> Mark:
@@ -215,6 +301,7 @@ class SpoolerExecutor(Executor):
         if self._pid == os.getpid() and self._mark is not None:
             return self._mark
         self._pid = os.getpid()
+        alarm.watch(self._is_killed)
         directory = self._server.own_spooler()
         others = self._server.spooler_processes(directory) - 1
         self._home = _Place.at(directory, others)
@@ -222,9 +309,10 @@ class SpoolerExecutor(Executor):
         self._places.clear()
         files, settings = self._home.files, self._settings()
         incarnation, ordered = self._server.incarnation, self._server.spooler_ordered
-        crashes = Crashes(files, incarnation, settings.crash_limit, self._receiver.reject)
-        if crashes.settle(current, payload):
-            self._condemned = current
+        self._crashes = crashes = Crashes(
+            files, incarnation, settings.crash_limit, self._receiver.reject, self._cancelled
+        )
+        self._settle(current, payload)
         # Their faults must not keep a spooler from its work.
         try:
             files.tidy(ordered=ordered)
@@ -238,6 +326,37 @@ class SpoolerExecutor(Executor):
             self._server.set_spooler_frequency(settings.spooler_frequency)
         return self._mark
 
+    def _settle(self, current: str | None, payload: bytes, *, has_mark: bool = False) -> None:
+        """Count the crashes of the dead, and note whether the file at hand must not run."""
+        reason = self._crashes.settle(current, payload, has_mark=has_mark)
+        if current is not None and reason is not None:
+            self._condemned = current, reason
+
+    def _was_begun(self, name: str) -> bool:
+        """Has a process begun the file that is not there any more, or was it put off?
+
+        If it ran for longer than the lease, we are here before the newcomer that counts crashes.
+        """
+        try:
+            found = Path(name).stat()
+        except FileNotFoundError:
+            # As in `_put_off`.
+            path = self._home.files.find(name)
+            if path is None:
+                return False
+            found = path.stat()
+        # Only who puts a file off dates it ahead of the moment at which that is done.
+        return found.st_mtime_ns > found.st_ctime_ns
+
+    def _is_killed(self) -> bool:
+        """Is the job that runs in this process to end at once?"""
+        current = alone.task
+        return current is not None and self.asked(current.job) is Stop.KILL
+
+    def _cancelled(self, payload: bytes) -> None:
+        for job in codec.peek(payload):
+            self._receiver.cancel(job)
+
     def receive(self, env: dict[Any, Any], theirs: _Theirs) -> int:
         """Run what is in a spool file; uWSGI's hook.
 
@@ -249,6 +368,9 @@ class SpoolerExecutor(Executor):
             mark = self._mark
             if mark is None or self._pid != os.getpid():
                 mark = self.start(name, payload)
+            if self._spent is not None:
+                self._spent.forget()
+                self._spent = None
             code = self._handle(name, payload, env, theirs, mark)
         # Whatever it was, the file is the only place where the job is safe.
         except Exception:
@@ -263,15 +385,22 @@ class SpoolerExecutor(Executor):
     def _handle(
         self, name: str, payload: bytes, env: dict[Any, Any], theirs: _Theirs, mark: Mark
     ) -> int:
-        if name == spool.TICKET:
-            return self._move_in()
-        if payload[:3] != codec.MAGIC and not self._is_ours(env, theirs):
-            return self._run_theirs(name, env, theirs)
         if not self._nice:
             self._renice()
+        if payload[:3] != codec.MAGIC:
+            if name == spool.TICKET:
+                return self._move_in()
+            if env.get(b"uwsgi_tasks") == b"probe":
+                self.answer(env, self._home.files.path)
+                return SPOOL_OK
+            if not self._is_ours(env, theirs):
+                return self._run_theirs(name, env, theirs)
         if self._shared:
+            if self._was_begun(name):
+                self._settle(name, payload, has_mark=True)
             # If we die, another process would take it before the crash is counted.
             self._put_off(name, _LEASE)
+        self._payload = payload
         mark.begin(name)
         self._run(name, payload, env)
         return SPOOL_OK
@@ -286,8 +415,12 @@ class SpoolerExecutor(Executor):
         return False
 
     def _run(self, name: str, payload: bytes, env: dict[Any, Any]) -> None:
-        if name == self._condemned:
-            self._receiver.reject(payload, REASON, codec.names(payload))
+        if self._condemned is not None and name == self._condemned[0]:
+            reason = self._condemned[1]
+            if reason == CANCELLED:
+                self._cancelled(payload)
+            else:
+                self._receiver.reject(payload, reason, codec.names(payload))
         elif payload[:3] != codec.MAGIC:
             self._run_foreign(name, env)
         elif codec.is_batch(payload):
@@ -310,17 +443,27 @@ class SpoolerExecutor(Executor):
 
     def _run_batch(self, name: str, payload: bytes) -> None:
         jobs = self._receiver.decode(payload)
-        progress = Progress(self._home.files.path / "running", name)
-        if progress.condemned and jobs[progress.done :]:
+        progress = Progress(self._home.files.path / "running", name, len(jobs))
+        # What was cancelled as well is left out below.
+        if (
+            progress.condemned
+            and jobs[progress.done :]
+            and not progress.is_cancelled(progress.done)
+        ):
             self._receiver.bury(jobs[progress.done], REASON)
             progress.note(progress.done + 1)
         done, run, note = progress.done, self._receiver.run, progress.note
         for index, job in enumerate(jobs[done:], done):
+            if progress.is_cancelled(index):
+                if not progress.is_cancelled(index, surely=True):
+                    self._receiver.cancel(job)
+                note(index + 1)
+                continue
             following = run(job, payload, index)
             if following is not None:
                 self._follow_up(following)
             note(index + 1)
-        progress.forget()
+        self._spent = progress
 
     def _run_foreign(self, name: str, env: dict[Any, Any]) -> None:
         """Run a file of uwsgi_tasks 0.7; what nobody knows becomes a dead letter."""
@@ -329,7 +472,7 @@ class SpoolerExecutor(Executor):
             reason = "a file of uwsgi_tasks 0.7, which 'accept_legacy' is set to refuse"
             if self._settings().accept_legacy:
                 try:
-                    job = codec.decode_legacy(env, name.removeprefix(spool.PREFIX))
+                    job = codec.decode_legacy(env, name.removeprefix(PREFIX))
                 except DecodeError as error:
                     reason = str(error)
                 else:
@@ -356,7 +499,7 @@ class SpoolerExecutor(Executor):
         if self._home.files.move_in(time.time(), ordered=ordered):
             # This pass has read the directory already.
             self._server.wake_this_spooler()
-            self._home.peers.wake(resting=True)
+            self._home.peers.wake()
         return SPOOL_RETRY
 
     def _put_off(self, name: str, seconds: float) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from zlib import crc32
 
 import pytest
 
@@ -14,10 +15,11 @@ from uwsgi_tasks.errors import NotKept, Unpicklable
 from uwsgi_tasks.executors import spooler as module
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
 from uwsgi_tasks.marks import Mark, Progress
-from uwsgi_tasks.model import Job
+from uwsgi_tasks.model import Job, State, Stop
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
-from uwsgi_tasks.spool import TICKET, pack, unpack
+from uwsgi_tasks.spool import TICKET
+from uwsgi_tasks.spool_file import pack, unpack
 from uwsgi_tasks.task import options
 
 JOB = Job("1", "shop.send", (1,))
@@ -32,6 +34,7 @@ class Receiver:
 
     def __init__(self):
         self.ran, self.given, self.buried, self.rejected = [], [], [], []
+        self.cancelled = []
         self.action = lambda _job: None
 
     def decode(self, payload):
@@ -41,6 +44,9 @@ class Receiver:
         self.given.append((payload, index))
         self.ran.append(job)
         return self.action(job)
+
+    def cancel(self, job):
+        self.cancelled.append(job)
 
     def bury(self, job, reason):
         self.buried.append((job, reason))
@@ -154,10 +160,38 @@ def test_directories_in_order_are_taken(spooler):
 # --- submitting
 
 
-def test_inside_uwsgi_the_file_is_written_by_uwsgi(spooler, path):
+def test_a_job_is_one_file_that_is_called_after_it(spooler, path):
     spooler.submit([JOB])
-    (file,) = path.glob(PREFIX + "fake*")
-    assert list(decode(unpack(file.read_bytes())[1])) == [JOB]
+    (file,) = path.glob("uwsgi*")
+    assert (file.name, list(decode(unpack(file.read_bytes())[1]))) == (PREFIX + "1", [JOB])
+
+
+def test_the_file_of_a_later_attempt_says_which_one_it_is(spooler, path):
+    spooler.submit([JOB._replace(attempt=3)])
+    assert [file.name for file in path.glob("uwsgi*")] == [PREFIX + "1_3"]
+
+
+def test_the_file_of_many_calls_is_called_after_what_their_ids_have_in_common(spooler, path):
+    spooler.submit([JOB._replace(id=f"3f-7.{number}") for number in range(3)])
+    assert [file.name for file in path.glob("uwsgi*")] == [PREFIX + "3f-7"]
+
+
+def test_an_attempt_that_was_submitted_twice_is_one_file(spooler, path):
+    spooler.submit([JOB])
+    spooler.submit([JOB])
+    assert in_spool(path) == [JOB]
+
+
+@pytest.mark.parametrize("due", [None, 9e9], ids=["now", "later"])
+def test_what_is_to_be_durable_is_synced(spooler, path, monkeypatch, due):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(handle) or fsync(handle))
+    spooler.submit([JOB._replace(at=due)])
+    before = len(synced)
+    spooler.submit([JOB._replace(id="2", at=due, durable=True)])
+    assert before == 0
+    assert len(synced) >= 2
 
 
 def test_many_jobs_are_one_file(spooler, path):
@@ -186,7 +220,7 @@ def test_a_job_of_the_future_waits_beside_the_others(uwsgi, path, inside):
 
 def test_a_job_whose_time_has_come_does_not_wait(spooler, path):
     spooler.submit([JOB._replace(at=time.time() - 1)])
-    assert len(list(path.glob(PREFIX + "fake*"))) == 1
+    assert [file.name for file in path.glob(PREFIX + "*")] == [PREFIX + "1"]
 
 
 def test_a_job_goes_to_the_spooler_that_it_names(tmp_path, path):
@@ -247,7 +281,7 @@ def test_spoolers_that_answer_are_not_complained_about(spooler, monkeypatch, cap
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     spooler.submit([JOB])
-    monkeypatch.setattr(module.Peers, "wake", lambda _self, *, resting: 1)
+    monkeypatch.setattr(module.Peers, "wake", lambda _self: 1)
     now += 6
     spooler.submit([JOB])
     assert caplog.text == ""
@@ -270,10 +304,10 @@ class Woken:
     """The processes that serve a directory; they only count what they are told."""
 
     def __init__(self, folder, expected=float("inf")):
-        self.expected, self.asked = expected, []
+        self.expected, self.asked = expected, 0
 
-    def wake(self, *, resting):
-        self.asked.append(resting)
+    def wake(self):
+        self.asked += 1
         return 0
 
 
@@ -285,20 +319,55 @@ def peers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setup", "resting", "expected"),
-    [
-        ({}, False, 1),
-        ({"spooler_external": b"/other"}, True, 1),
-        (None, True, float("inf")),
-    ],
+    ("setup", "expected"),
+    [({}, 1), ({"spooler_external": b"/other"}, 1), (None, float("inf"))],
 )
-def test_those_at_rest_are_signalled_where_uwsgi_does_not_do_so(
-    path, peers, setup, resting, expected
-):
+def test_those_who_serve_the_directory_are_woken_by_each_job(path, peers, setup, expected):
     uwsgi = None if setup is None else FakeUwsgi(spoolers=(str(path),), **setup)
-    executor_of(uwsgi, spooler_dir=str(path)).submit([JOB])
+    made = executor_of(uwsgi, spooler_dir=str(path))
+    made.submit([JOB])
+    made.submit([JOB])
     (found,) = peers
-    assert (found.asked, found.expected) == ([resting], expected)
+    assert (found.asked, found.expected) == (2, expected)
+
+
+class Sleeper:
+    """A process that ends when it is woken."""
+
+    def __init__(self):
+        ready, done = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+            os.write(done, b"x")
+            while True:
+                signal.pause()
+        os.read(ready, 1)
+        os.close(ready)
+        os.close(done)
+
+    def end(self):
+        os.kill(self.pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("setup", "known", "end"),
+    [({}, 0, 7), ({}, 1, -9), ({"spooler_external": b"/other"}, 0, -9)],
+    ids=["not yet known", "known", "of another server"],
+)
+def test_a_spooler_that_has_not_loaded_us_is_woken_by_its_number(
+    path, monkeypatch, setup, known, end
+):
+    uwsgi = FakeUwsgi(spoolers=(str(path),), **setup)
+    monkeypatch.setattr(module.Peers, "wake", lambda _self: known)
+    process = Sleeper()
+    uwsgi.spooler_pids = lambda: [process.pid]
+    executor_of(uwsgi).submit([JOB])
+    if end == 7:
+        assert os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]) == 7
+    else:
+        assert process.end() == -9
 
 
 @pytest.mark.parametrize("setup", [{"spooler_external": b"/other"}, None])
@@ -332,7 +401,7 @@ def test_a_place_that_was_known_before_the_fork_counts_the_others_anew(path, pee
         made.submit([JOB])
     started(made)
     made.submit([JOB])
-    assert [(found.expected, len(found.asked)) for found in peers] == [(2, 1), (1, 1)]
+    assert [(found.expected, found.asked) for found in peers] == [(2, 1), (1, 1)]
 
 
 # --- running
@@ -363,9 +432,12 @@ def test_a_job_that_can_be_kept_nowhere_stays_and_is_put_off(spooler, uwsgi, pat
     assert f"{FILE} stays in the spooler" in caplog.text
 
 
-def test_a_next_attempt_that_cannot_be_written_keeps_the_file(spooler, uwsgi, path):
+def test_a_next_attempt_that_cannot_be_written_keeps_the_file(spooler, uwsgi, path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise SubmitError("no space left")
+
     place(path)
-    uwsgi.full = True
+    monkeypatch.setattr(module.spool.SpoolDirectory, "write", full)
     spooler._receiver.action = lambda job: job.again(None)
     assert (uwsgi.look(), len(in_spool(path))) == (0, 1)
 
@@ -475,7 +547,29 @@ def test_of_a_batch_that_was_cut_off_only_the_rest_is_run(spooler, uwsgi, path):
     uwsgi.look()
     assert [job.id for job in spooler._receiver.ran] == ["0", "1", "2", "2", "3", "4"]
     assert [index for _, index in spooler._receiver.given] == [0, 1, 2, 2, 3, 4]
+
+
+def test_what_is_known_of_a_batch_stays_until_uwsgi_has_removed_its_file(spooler, uwsgi, path):
+    place(path, jobs=[JOB._replace(id=str(number)) for number in range(3)])
+    uwsgi.look()
+    # Killed before that, its process would leave a file of which nothing was done.
+    assert Progress.read(path / "running", FILE) == 3
+
+    place(path, PREFIX + "other")
+    uwsgi.look()
     assert list((path / "running").glob("*.done")) == []
+
+
+@pytest.mark.parametrize(("index", "told"), [(0, ["0"]), (1, [])])
+def test_of_a_batch_a_call_that_was_cancelled_is_left_out(spooler, uwsgi, path, index, told):
+    jobs = [JOB._replace(id=str(number)) for number in range(3)]
+    place(path, jobs=jobs)
+    (path / "running").mkdir()
+    # Of the first, who cancelled it cannot be sure that it has not begun, and notes no end.
+    assert Progress(path / "running", FILE, 3).cancel(index) is (not told)
+    assert uwsgi.look() == 1
+    assert spooler._receiver.ran == [job for job in jobs if job.id != str(index)]
+    assert [job.id for job in spooler._receiver.cancelled] == told
 
 
 # --- what is not ours
@@ -630,17 +724,98 @@ def test_a_niceness_that_may_not_be_undone_is_said_with_the_remedy(
     assert "give it CAP_SYS_NICE" in caplog.text
 
 
+# --- what waits and runs
+
+
+@pytest.fixture
+def outside(path):
+    return executor_of(None, spooler_dir=str(path))
+
+
+def test_what_waits_is_found_listed_counted_and_read(outside):
+    outside.submit([JOB])
+    assert outside.find("1").state is State.QUEUED
+    assert [one.id for one in outside.standings()] == ["1"]
+    assert (outside.count(), outside.read("1")) == (1, JOB)
+
+
+def test_what_is_not_here_is_not_found(outside):
+    assert (outside.find("2"), outside.read("2"), outside.cancel("2", Stop.ASKED)) == (None,) * 3
+
+
+def test_without_a_directory_nothing_waits():
+    made = executor_of(None)
+    assert (made.standings(), made.count(), made.find("1")) == ([], 0, None)
+
+
+def test_all_directories_of_a_server_are_looked_at(tmp_path, path):
+    (tmp_path / "other").mkdir()
+    made = executor_of(FakeUwsgi(spoolers=(str(path), str(tmp_path / "other"))))
+    made.submit([JOB])
+    made.submit([JOB._replace(id="2", spooler=str(tmp_path / "other"))])
+    assert [one.id for one in made.standings()] == ["1", "2"]
+    assert [one.id for one in made.standings(1)] == ["1"]
+    assert (made.count(), made.find("2").place) == (2, str(tmp_path / "other"))
+
+
+def test_a_job_that_waits_can_be_taken_away(outside, path):
+    outside.submit([JOB])
+    assert outside.cancel("1", Stop.ASKED) == (State.CANCELLED, JOB)
+    assert in_spool(path) == []
+
+
+def test_how_far_a_job_has_come_is_seen_by_others(spooler, uwsgi, path):
+    place(path, PREFIX + "1")
+    seen = []
+
+    def halfway(job):
+        spooler.show_progress(job, 1, 2)
+        seen.append(spooler._mark._map[:])
+
+    spooler._receiver.action = halfway
+    uwsgi.look()
+    one = marks._running(path / "running" / "1.1", seen[0])
+    assert (one.name, one.done, one.total) == (PREFIX + "1", 1, 2)
+
+
+def test_a_process_that_is_no_spooler_shows_nothing_and_is_asked_nothing(outside):
+    assert (outside.show_progress(JOB, 1, 2), outside.asked(JOB)) == (None, Stop.NOT)
+
+
+def test_a_job_of_others_is_put_back_as_it_was(outside, path):
+    outside.submit_raw(pack({"key": "value"}, b"body"))
+    (file,) = path.glob("uwsgi*")
+    assert unpack(file.read_bytes()) == ({"key": "value"}, b"body")
+
+
+def test_the_question_of_a_doctor_is_answered_and_is_no_job(spooler, uwsgi, path):
+    started(spooler)
+    asked = []
+    spooler.answer = lambda env, place: asked.append((env["key"], place))
+    env = {"spooler_task_name": FILE, b"uwsgi_tasks": b"probe", "key": 1}
+    assert spooler.receive(env, None) == OK
+    assert (asked, spooler._receiver.rejected) == ([(1, path)], [])
+
+
 # --- crashes
 
 
-def died(path, name=FILE, incarnation=None, uwsgi=None):
+def died(path, name=FILE, incarnation=None, uwsgi=None, stop=None):
     """Let a spooler process die over the file of this name."""
     child = os.fork()
     if child == 0:
         incarnation = incarnation or Server(uwsgi).incarnation
-        Mark(path / "running", incarnation, ordered=False).begin(name)
+        mark = Mark(path / "running", incarnation, ordered=False)
+        mark.begin(name)
+        if stop is not None:
+            killed(mark, stop)
         os._exit(1)
     os.waitpid(child, 0)
+
+
+def killed(mark, id_):
+    """Let somebody have asked for the end of the job that runs."""
+    marks._STOP.pack_into(mark._map, marks._STOP_AT, crc32(id_.encode()), Stop.KILL)
 
 
 def restarted(uwsgi, **settings):
@@ -711,10 +886,10 @@ def test_a_batch_that_was_done_when_its_process_died_is_done_with(uwsgi, path):
 # Where the hook that runs after the fork was taken from us, the first file is there already.
 
 
-def handed(uwsgi, path, **settings):
+def handed(uwsgi, path, name=FILE, **settings):
     made = executor_of(uwsgi, **settings)
     uwsgi.role = "spooler"
-    env = {"spooler_task_name": FILE, "body": unpack((path / FILE).read_bytes())[1]}
+    env = {"spooler_task_name": name, "body": unpack((path / name).read_bytes())[1]}
     os.chdir(path)
     assert made.receive(env, None) == OK
     return made._receiver
@@ -732,7 +907,7 @@ def test_a_file_that_has_been_handed_to_us_already_is_condemned_too(uwsgi, path)
     died(path, uwsgi=uwsgi)
     receiver = handed(uwsgi, path, crash_limit=1)
     assert receiver.ran == []
-    assert receiver.rejected == [(encode([JOB]), REASON, {"id": "1", "task": "shop.send"})]
+    assert receiver.rejected == [(encode([JOB]), f"{REASON} (1)", {"id": "1", "task": "shop.send"})]
 
 
 def test_a_stop_of_the_server_is_no_crash_of_a_file_that_has_been_handed_to_us(uwsgi, path):
@@ -748,3 +923,17 @@ def test_of_a_condemned_batch_only_the_call_that_was_running_goes(uwsgi, path):
     died(path, uwsgi=uwsgi)
     receiver = handed(uwsgi, path, crash_limit=1)
     assert [job.id for job in receiver.ran] == ["2"]
+
+
+def test_what_was_killed_on_purpose_is_cancelled_and_no_crash(uwsgi, path):
+    file = place(path, PREFIX + "1")
+    died(path, PREFIX + "1", uwsgi=uwsgi, stop="1")
+    receiver = restarted(uwsgi)._receiver
+    assert (receiver.cancelled, receiver.rejected, file.exists()) == ([JOB], [], False)
+
+
+def test_what_was_killed_on_purpose_does_not_run_if_it_is_handed_to_us(uwsgi, path):
+    place(path, PREFIX + "1")
+    died(path, PREFIX + "1", uwsgi=uwsgi, stop="1")
+    receiver = handed(uwsgi, path, name=PREFIX + "1")
+    assert (receiver.cancelled, receiver.ran, receiver.rejected) == ([JOB], [], [])

@@ -1,0 +1,443 @@
+"""What is kept of jobs beside their run."""
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from uwsgi_tasks import ledger as module
+from uwsgi_tasks.codec import decode_value, encode_value
+from uwsgi_tasks.errors import ResultNotKept, StoreError
+from uwsgi_tasks.ledger import Ledger, read_outcome
+from uwsgi_tasks.meter import unsaved
+from uwsgi_tasks.model import Job, Record, Result, State, Stop
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.signing import Signer
+from uwsgi_tasks.stores.memory import MemoryStore
+
+JOB = Job("3f-1", "shop.send", (1,), attempt=2, submitted_at=1000.0, result_ttl=60.0)
+UNIQUE = Job("3f-2", "shop.send", unique="me")
+OK = Result(state=State.SUCCEEDED, attempt=2, value=42)
+OURS, THEIRS = "our secret", "their secret"
+NOW = 1_700_000_000.0
+
+
+class Store(MemoryStore):
+    """A store that can be away, and counts how often it was asked."""
+
+    away = False
+
+    def __init__(self):
+        super().__init__("memory://", "")
+        self.asked = []
+
+    def __getattribute__(self, name):
+        if name in {"save", "get", "start", "advance", "acquire", "extend", "release_all", "purge"}:
+            self.asked.append(name)
+            if self.away:
+                raise StoreError("nobody is at home")
+        return super().__getattribute__(name)
+
+
+class Place:
+    """Where runs are counted."""
+
+    is_near = False
+    folder = None
+
+    def counts_folder(self):
+        return self.folder
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+@pytest.fixture
+def place():
+    return Place()
+
+
+@pytest.fixture
+def ledger_of(store, place):
+    def ledger_of(role="spooler", **settings):
+        chosen = Settings(**settings)
+        return Ledger(lambda: store, lambda: chosen, place, lambda: role)
+
+    return ledger_of
+
+
+@pytest.fixture
+def ledger(ledger_of):
+    return ledger_of()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A time that the test puts forward, and those who sleep."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+# --- the way of a job
+
+
+def test_a_job_that_is_submitted_waits(ledger, store):
+    ledger.queued(JOB, "mule")
+    assert store.get("3f-1") == Record(
+        id="3f-1",
+        task="shop.send",
+        executor="mule",
+        state=State.QUEUED,
+        attempt=2,
+        submitted_at=1000.0,
+    )
+
+
+def test_an_attempt_that_begins_is_noted_with_its_process(ledger, store):
+    ledger.queued(JOB, "mule")
+    assert ledger.starts(JOB) is True
+    found = store.get("3f-1")
+    assert (found.state, found.worker) == (State.RUNNING, ledger.worker)
+
+
+def test_a_job_of_which_nothing_is_known_may_begin(ledger):
+    assert ledger.starts(JOB) is True
+
+
+def test_a_job_that_was_cancelled_must_not_begin(ledger, store, place, tmp_path, caplog):
+    place.folder = tmp_path
+    ledger.queued(JOB, "mule")
+    store.cancel("3f-1", Stop.ASKED)
+    assert ledger.starts(JOB) is False
+    assert "shop.send[3f-1] was cancelled, and does not run" in caplog.text
+    assert [count.outcome for count in unsaved(tmp_path)] == ["cancelled"]
+
+
+def test_while_the_store_is_away_a_job_begins(ledger, store, caplog):
+    store.away = True
+    assert ledger.starts(JOB) is True
+    assert "that it begins could not be kept: nobody is at home" in caplog.text
+
+
+def test_how_a_job_ended_is_kept(ledger, store):
+    ledger.ends(JOB, "spooler", OK, started_at=2000.0)
+    found = store.get("3f-1")
+    assert (found.state, found.executor, found.attempt) == (State.SUCCEEDED, "spooler", 2)
+    assert (found.submitted_at, found.started_at) == (1000.0, 2000.0)
+    assert time.time() - 60 < found.ended_at <= time.time()
+    assert (found.worker, found.error, found.traceback) == (ledger.worker, None, None)
+    assert decode_value(found.outcome) == 42
+
+
+def test_how_a_job_ended_is_not_kept_unless_it_asks_for_that(ledger, store):
+    ledger.ends(JOB._replace(result_ttl=None), "spooler", OK)
+    ledger.ends(JOB._replace(result_ttl=0.0), "spooler", OK)
+    assert (store.get("3f-1"), store.asked) == (None, ["get"])
+
+
+def test_a_failure_is_kept_with_its_error_and_its_traceback(ledger, store):
+    error = OSError("no such host")
+    result = Result(state=State.FAILED, attempt=2, error=error)
+    ledger.ends(JOB, "spooler", result, trace="Traceback")
+    found = store.get("3f-1")
+    assert (found.state, found.error, found.traceback) == (
+        State.FAILED,
+        "OSError: no such host",
+        "Traceback",
+    )
+    assert str(read_outcome(found, Settings())) == "no such host"
+
+
+def test_an_attempt_that_is_tried_again_has_no_outcome_yet(ledger, store):
+    result = Result(state=State.RETRYING, attempt=2, error=OSError("no such host"))
+    ledger.ends(JOB, "spooler", result)
+    found = store.get("3f-1")
+    assert (found.state, found.error, found.outcome, found.ended_at) == (
+        *(State.RETRYING, "OSError: no such host"),
+        *(None, None),
+    )
+
+
+def test_a_value_that_cannot_be_kept_is_an_error_in_the_result_and_no_lost_job(ledger, store):
+    ledger.ends(JOB, "spooler", Result(state=State.SUCCEEDED, attempt=2, value=threading.Lock()))
+    found = store.get("3f-1")
+    assert found.state is State.SUCCEEDED
+    with pytest.raises(ResultNotKept, match=r"it returned a _thread\.lock, which cannot be kept"):
+        read_outcome(found, Settings())
+
+
+class Loud(Exception):
+    """Can be pickled, and not be read again."""
+
+    def __init__(self, text, more):
+        super().__init__(text)
+        self.more = more
+
+
+@pytest.mark.parametrize(
+    "error", [Loud("no", 1), OSError(threading.Lock())], ids=["unreadable", "unpicklable"]
+)
+def test_an_exception_that_cannot_travel_is_kept_as_its_text(ledger, store, error):
+    ledger.ends(JOB, "spooler", Result(state=State.FAILED, attempt=2, error=error))
+    found = store.get("3f-1")
+    assert (found.state, found.outcome) == (State.FAILED, None)
+    assert found.error.startswith(type(error).__name__)
+
+
+def test_while_the_store_is_away_a_job_ends(ledger, store, caplog):
+    store.away = True
+    ledger.ends(JOB, "spooler", OK)
+    assert "that it is succeeded could not be kept: nobody is at home" in caplog.text
+
+
+def test_what_is_kept_is_signed(ledger_of, store):
+    ledger_of(secret=OURS).ends(JOB, "spooler", OK)
+    found = store.get("3f-1")
+    assert decode_value(found.outcome, Signer([OURS])) == 42
+    with pytest.raises(ResultNotKept, match="its result cannot be read: signed with another"):
+        read_outcome(found, Settings(secret=THEIRS))
+
+
+def test_what_was_not_signed_is_not_read_where_a_secret_is_known():
+    record = Record(
+        id="1", task="f", executor="mule", state=State.SUCCEEDED, outcome=encode_value(42)
+    )
+    assert read_outcome(record, Settings()) == 42
+    with pytest.raises(ResultNotKept, match="not signed"):
+        read_outcome(record, Settings(secret=OURS))
+
+
+def test_a_result_without_a_word_was_not_kept():
+    record = Record(id="1", task="f", executor="mule", state=State.SUCCEEDED)
+    with pytest.raises(ResultNotKept, match="job 1: its value was not kept"):
+        read_outcome(record, Settings())
+
+
+def test_what_is_submitted_again_is_forgotten(ledger, store):
+    ledger.ends(JOB, "spooler", OK)
+    ledger.forget("3f-1")
+    assert store.get("3f-1") is None
+
+
+@pytest.mark.parametrize(("role", "shown"), [("spooler", " spooler"), ("", "")])
+def test_a_process_is_named_by_its_machine_its_number_and_its_kind(ledger_of, role, shown):
+    assert ledger_of(role).worker == f"{socket.gethostname()}:{os.getpid()}{shown}"
+
+
+# --- now and then
+
+
+def test_what_has_expired_is_deleted_once_a_minute(ledger, store, clock):
+    for _ in range(3):
+        ledger.ends(JOB, "spooler", OK)
+    before = store.asked.count("purge")
+    clock[0] += 61
+    ledger.ends(JOB, "spooler", OK)
+    assert (before, store.asked.count("purge")) == (1, 2)
+
+
+def test_what_cannot_be_deleted_just_now_is_no_fault(ledger, store, monkeypatch, caplog):
+    def away(*_args):
+        raise StoreError("nobody is at home")
+
+    monkeypatch.setattr(MemoryStore, "purge", away)
+    ledger.ends(JOB, "spooler", OK)
+    assert "what has expired could not be deleted: nobody is at home" in caplog.text
+    assert store.get("3f-1").state is State.SUCCEEDED
+
+
+# --- unique keys
+
+
+def test_the_first_has_the_key(ledger):
+    assert ledger.claim(UNIQUE) is None
+
+
+def test_who_comes_second_is_told_who_has_it(ledger):
+    ledger.claim(UNIQUE)
+    ledger.confirm(UNIQUE)
+    assert ledger.claim(UNIQUE._replace(id="3f-3")) == "3f-2"
+
+
+@pytest.mark.parametrize("other", [{"unique": "you"}, {"task": "shop.other"}])
+def test_another_key_is_free(ledger, other):
+    ledger.claim(UNIQUE)
+    ledger.confirm(UNIQUE)
+    assert ledger.claim(UNIQUE._replace(id="3f-3", **other)) is None
+
+
+def test_who_comes_second_waits_until_the_first_is_submitted(ledger, monkeypatch):
+    ledger.claim(UNIQUE)
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            ledger.confirm(UNIQUE)
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    assert ledger.claim(UNIQUE._replace(id="3f-3")) == "3f-2"
+    assert len(pauses) == 3
+
+
+def test_who_comes_second_has_the_key_if_the_first_was_not_submitted(ledger, monkeypatch):
+    ledger.claim(UNIQUE)
+    monkeypatch.setattr(module.time, "sleep", lambda _: ledger.release("3f-2"))
+    assert ledger.claim(UNIQUE._replace(id="3f-3")) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "free"),
+    [
+        *[(state, True) for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED)],
+        (State.RETRYING, False),
+    ],
+)
+def test_the_key_is_given_back_when_its_job_has_ended(ledger, state, free):
+    ledger.claim(UNIQUE)
+    ledger.confirm(UNIQUE)
+    ledger.ends(UNIQUE, "spooler", Result(state=state, attempt=1))
+    assert ledger.claim(UNIQUE._replace(id="3f-3")) == (None if free else "3f-2")
+
+
+def test_the_key_of_a_job_of_the_future_is_kept_for_longer(ledger, store):
+    job = UNIQUE._replace(at=time.time() + 1_000_000)
+    ledger.claim(job)
+    ledger.confirm(job)
+    (lease,) = [store.acquire("unique shop.send me", "3f-3", 1)]
+    assert lease.due > store.now() + 1_000_000
+
+
+def test_while_the_store_is_away_no_key_can_be_had(ledger, store):
+    store.away = True
+    with pytest.raises(StoreError):
+        ledger.claim(UNIQUE)
+
+
+def test_while_the_store_is_away_a_key_is_neither_kept_nor_given_back(ledger, store, caplog):
+    ledger.claim(UNIQUE)
+    store.away = True
+    ledger.confirm(UNIQUE)
+    ledger.release("3f-2")
+    assert "its unique key could not be kept" in caplog.text
+    assert "its unique key is held for up to a day" in caplog.text
+
+
+# --- while it runs
+
+
+def test_how_far_a_job_has_come_is_kept(ledger, store):
+    ledger.queued(JOB, "mule")
+    ledger.starts(JOB)
+    ledger.show_progress(JOB, 1, 3)
+    found = store.get("3f-1")
+    assert (found.done, found.total) == (1, 3)
+
+
+@pytest.mark.parametrize(("done", "told"), [(2, 1), (3, 2)])
+def test_the_store_is_told_a_few_times_a_second_and_of_the_end(ledger, store, clock, done, told):
+    ledger.show_progress(JOB, 1, 3)
+    ledger.show_progress(JOB, done, 3)
+    assert store.asked.count("advance") == told
+
+
+def test_a_moment_later_the_store_is_told_again(ledger, store, clock):
+    ledger.show_progress(JOB, 1, 3)
+    clock[0] += 0.25
+    ledger.show_progress(JOB, 2, 3)
+    assert store.asked.count("advance") == 2
+
+
+def test_each_job_is_told_of_at_once(ledger, store, clock):
+    ledger.show_progress(JOB, 1, 3)
+    ledger.show_progress(JOB._replace(id="3f-9"), 1, 3)
+    assert store.asked.count("advance") == 2
+
+
+def test_a_job_that_asks_for_nothing_is_not_told_of(ledger, store):
+    job = JOB._replace(result_ttl=None)
+    ledger.show_progress(job, 1, 3)
+    assert (ledger.asked(job), store.asked) == (Stop.NOT, [])
+
+
+@pytest.mark.parametrize("stop", [Stop.ASKED, Stop.KILL])
+def test_a_job_sees_that_it_was_asked_to_stop(ledger, store, clock, stop):
+    ledger.queued(JOB, "mule")
+    ledger.starts(JOB)
+    before = ledger.asked(JOB)
+    store.cancel("3f-1", stop)
+    at_once = ledger.asked(JOB)
+    clock[0] += 0.25
+    assert (before, at_once, ledger.asked(JOB)) == (Stop.NOT, Stop.NOT, stop)
+
+
+def test_a_job_that_tells_of_itself_learns_what_it_was_asked_for(ledger, store, clock):
+    ledger.queued(JOB, "mule")
+    ledger.starts(JOB)
+    store.cancel("3f-1", Stop.ASKED)
+    ledger.show_progress(JOB, 1, 3)
+    before = store.asked.count("get")
+    assert (ledger.asked(JOB), store.asked.count("get")) == (Stop.ASKED, before)
+
+
+def test_what_one_job_was_asked_for_is_not_asked_of_the_next(ledger, store, clock, caplog):
+    ledger.queued(JOB, "mule")
+    ledger.starts(JOB)
+    store.cancel("3f-1", Stop.KILL)
+    assert ledger.asked(JOB) is Stop.KILL
+    store.away = True
+    assert ledger.asked(JOB._replace(id="3f-9")) is Stop.NOT
+    assert "the store could not be asked" in caplog.text
+
+
+def test_while_the_store_is_away_a_job_is_asked_for_what_it_was(ledger, store, clock):
+    ledger.queued(JOB, "mule")
+    ledger.starts(JOB)
+    store.cancel("3f-1", Stop.KILL)
+    ledger.asked(JOB)
+    store.away = True
+    clock[0] += 1
+    assert ledger.asked(JOB) is Stop.KILL
+
+
+def test_of_a_job_that_was_forgotten_nothing_is_asked(ledger):
+    assert ledger.asked(JOB) is Stop.NOT
+
+
+# --- counts
+
+
+def test_runs_are_counted_where_somebody_would_look(ledger, place, tmp_path):
+    place.folder = tmp_path
+    ledger.count("f", "succeeded", 1.0, NOW)
+    ledger.count("f", "succeeded", 1.0, NOW)
+    assert [(count.task, count.runs) for count in unsaved(tmp_path)] == [("f", 2)]
+
+
+def test_where_nobody_would_look_nothing_is_counted(ledger):
+    assert ledger.count("f", "succeeded", 1.0, NOW) is None
+
+
+def test_runs_are_not_counted_where_the_settings_say_so(ledger_of, place, tmp_path):
+    place.folder = tmp_path
+    ledger_of(stats=False).count("f", "succeeded", 1.0, NOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_go_to_the_store_if_it_is_at_hand(ledger, store, place, tmp_path):
+    place.folder, place.is_near = tmp_path, True
+    ledger.count("f", "succeeded", 1.0, NOW)
+    ledger.count("f", "succeeded", 1.0, NOW + 60)
+    assert [count.runs for count in store.counts(NOW - 60)] == [1]
+
+
+def test_a_run_that_cannot_be_counted_is_no_fault_of_the_job(ledger, place, caplog):
+    place.folder = Path("/no/such/place")
+    ledger.count("f", "succeeded", 1.0, NOW)
+    assert "what this process counts is lost with it" in caplog.text

@@ -1,0 +1,1 @@
+"""For Django: put ``uwsgi_tasks.django`` into INSTALLED_APPS."""

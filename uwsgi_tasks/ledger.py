@@ -1,0 +1,274 @@
+"""What is kept of jobs beside their run: how they ended, who holds a unique key, and counts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from uwsgi_tasks import codec
+from uwsgi_tasks.errors import DecodeError, ResultNotKept, TasksError, shown
+from uwsgi_tasks.meter import Meter
+from uwsgi_tasks.model import Job, Lease, Record, Result, State, Stop
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.stores import Store
+
+log = logging.getLogger(__name__)
+
+_CLAIM = 10.0
+"""Seconds that a caller gets to submit what it has claimed the unique key for."""
+_HELD = 86_400.0
+"""Seconds after which a key is free whose job was lost, as one in a killed mule is."""
+COUNTS_KEPT = 30 * 86_400.0
+"""Seconds for which runs are counted."""
+_PURGE = 60.0
+"""Seconds after which a process that saves results deletes some that have expired."""
+_OFTEN = 0.2
+"""Seconds between two questions to the store by one running job."""
+
+
+class Place(Protocol):
+    """Where runs are counted."""
+
+    def counts_folder(self) -> Path | None:
+        """Return the folder of the processes' counts; None where nobody would look."""
+
+    @property
+    def is_near(self) -> bool:
+        """Is the store in use here, or was it asked for?"""
+
+
+class Ledger:
+    """Writes down in the store what jobs ask for, and counts all of them.
+
+    Where the store is away, the job goes on: what could not be written is logged.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        settings: Callable[[], Settings],
+        place: Place,
+        role: Callable[[], str],
+    ) -> None:
+        self._store, self._settings, self._place, self._role = store, settings, place, role
+        self.count: Callable[[str, str, float, float], None] = self._first_count
+        """Counts one run: its task, its outcome, its seconds, and when it has ended."""
+        self._purged_at = float("-inf")
+        self._asked: tuple[str, float, Stop] = ("", 0.0, Stop.NOT)
+
+    # ---- the way of a job -------------------------------------------------------------------
+
+    def queued(self, job: Job, executor: str) -> None:
+        """Remember that *job* is about to be submitted."""
+        self._save(job, executor, State.QUEUED)
+
+    def starts(self, job: Job) -> bool:
+        """Note that an attempt begins; False if the job was cancelled, and must not."""
+        try:
+            known = self._store().start(job.id, job.attempt, self.worker)
+        except TasksError as error:
+            log.warning("%s: that it begins could not be kept: %s", job, error)
+            return True
+        if known:
+            return True
+        log.warning("%s was cancelled, and does not run", job)
+        self.count(job.task, State.CANCELLED, 0.0, time.time())
+        return False
+
+    def ends(
+        self,
+        job: Job,
+        executor: str,
+        result: Result,
+        *,
+        trace: str = "",
+        started_at: float | None = None,
+    ) -> None:
+        """Remember how an attempt ended, if the job wants that; and give its unique key back."""
+        if job.result_ttl:
+            self._save(job, executor, result.state, result, trace=trace, started_at=started_at)
+        if job.unique is not None and result.state.is_final:
+            self.release(job.id)
+
+    def forget(self, id: str) -> None:  # noqa: A002  the job's
+        """Forget how a job ended, which is to be submitted again. Raises StoreError."""
+        self._store().forget(id)
+
+    def _save(
+        self,
+        job: Job,
+        executor: str,
+        state: State,
+        result: Result | None = None,
+        *,
+        trace: str = "",
+        started_at: float | None = None,
+    ) -> None:
+        error, outcome = None, None
+        if result is not None:
+            error = None if result.error is None else shown(result.error)
+            try:
+                outcome = self._outcome(result)
+            # Whatever pickling the user's value, or exception, raises: the job has ended so.
+            except Exception as refused:  # noqa: BLE001
+                if result.error is None:
+                    kind = type(result.value)
+                    error = (
+                        f"it returned a {kind.__module__}.{kind.__qualname__}, which cannot be "
+                        f"kept ({shown(refused)}): return what it is made of"
+                    )
+        record = Record(
+            id=job.id,
+            task=job.task,
+            executor=executor,
+            state=state,
+            attempt=job.attempt,
+            submitted_at=job.submitted_at,
+            started_at=started_at,
+            ended_at=time.time() if state.is_final else None,
+            worker=None if result is None else self.worker,
+            outcome=outcome,
+            error=error,
+            traceback=trace or None,
+        )
+        try:
+            self._store().save(record, job.result_ttl or 0.0)
+        except TasksError as away:
+            log.warning("%s: that it is %s could not be kept: %s", job, state, away)
+        else:
+            self._purge()
+
+    def _purge(self) -> None:
+        """Delete a little of what has expired, now and then."""
+        now = time.monotonic()
+        if now > self._purged_at + _PURGE:
+            self._purged_at = now
+            try:
+                self._store().purge(time.time() - COUNTS_KEPT)
+            except TasksError as error:
+                log.warning("what has expired could not be deleted: %s", error)
+
+    def _outcome(self, result: Result) -> bytes | None:
+        if not result.state.is_final:
+            return None
+        value = result.value if result.error is None else result.error
+        signer = self._settings().signer
+        outcome = codec.encode_value(value, signer)
+        if result.error is not None:
+            # Many an exception can be pickled, and not be read again.
+            codec.decode_value(outcome, signer)
+        return outcome
+
+    @property
+    def worker(self) -> str:
+        """The present process: its machine, number and kind."""
+        return f"{socket.gethostname()}:{os.getpid()} {self._role()}".rstrip()
+
+    # ---- unique keys ------------------------------------------------------------------------
+
+    def claim(self, job: Job) -> str | None:
+        """Claim the unique key of *job* for it; return the id of the job that has it, if any.
+
+        Raises StoreError.
+        """
+        name = _lease_name(job)
+        while True:
+            lease = self._store().acquire(name, job.id, _CLAIM)
+            if lease.owner == job.id:
+                return None
+            # Submitted: it is there, and will run. Else its caller is about to, or has died.
+            if lease.extended:
+                return lease.owner
+            time.sleep(0.02)
+
+    def confirm(self, job: Job) -> None:
+        """Note that *job*, for which the key was claimed, is submitted."""
+        until = _HELD + max((job.at or 0.0) - time.time(), 0.0)
+        try:
+            self._store().extend(_lease(job), until)
+        except TasksError as error:
+            log.warning("%s: its unique key could not be kept: %s", job, error)
+
+    def release(self, id: str) -> None:  # noqa: A002  the job's
+        """Give the unique key of a job back, if it has one."""
+        try:
+            self._store().release_all(id)
+        except TasksError as error:
+            log.warning("job %s: its unique key is held for up to a day: %s", id, error)
+
+    # ---- while it runs ----------------------------------------------------------------------
+
+    def show_progress(self, job: Job, done: float, total: float | None) -> None:
+        """Remember how far *job* has come."""
+        if job.result_ttl:
+            self._ask(job, lambda: self._store().advance(job.id, done, total), always=done == total)
+
+    def asked(self, job: Job) -> Stop:
+        """Was *job* asked to stop?"""
+        return (
+            self._ask(job, lambda: _stop_of(self._store().get(job.id)))
+            if job.result_ttl
+            else (Stop.NOT)
+        )
+
+    def _ask(self, job: Job, question: Callable[[], Stop], *, always: bool = False) -> Stop:
+        id, at, known = self._asked  # noqa: A001  the job's
+        now = time.monotonic()
+        if id != job.id:
+            known = Stop.NOT
+        elif now < at + _OFTEN and not always:
+            return known
+        try:
+            known = question()
+        except TasksError as error:
+            log.warning("%s: the store could not be asked: %s", job, error)
+        self._asked = (job.id, now, known)
+        return known
+
+    # ---- counts -----------------------------------------------------------------------------
+
+    def _first_count(self, task: str, outcome: str, seconds: float, now: float) -> None:
+        folder = self._place.counts_folder() if self._settings().stats else None
+        if folder is None:
+            self.count = _uncounted
+            return
+        meter = Meter(
+            folder, lambda counts: self._store().count(counts), lambda: self._place.is_near
+        )
+        # From now on without a detour, for each run pays for it.
+        self.count = meter.add
+        meter.add(task, outcome, seconds, now)
+
+
+def _uncounted(_task: str, _outcome: str, _seconds: float, _now: float) -> None:
+    """Count nothing: nobody would look, or the setting 'stats' is off."""
+
+
+def read_outcome(record: Record, settings: Settings) -> object:
+    """Return what the task of *record* returned, or the exception that it raised.
+
+    Raises ResultNotKept.
+    """
+    if record.outcome is None:
+        raise ResultNotKept(f"job {record.id}: {record.error or 'its value was not kept'}")
+    try:
+        return codec.decode_value(record.outcome, settings.signer)
+    except DecodeError as error:
+        raise ResultNotKept(f"job {record.id}: its result cannot be read: {error}") from error
+
+
+def _stop_of(record: Record | None) -> Stop:
+    return Stop.NOT if record is None else record.stop
+
+
+def _lease_name(job: Job) -> str:
+    return f"unique {job.task} {job.unique}"
+
+
+def _lease(job: Job) -> Lease:
+    return Lease(name=_lease_name(job), owner=job.id, due=0.0)
