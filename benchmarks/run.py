@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import delayed
 import imports
+import kept
 import latency
 import memory
 import mule_throughput
@@ -45,6 +46,8 @@ def rows(scale, pythons):
     """Yield every row of the table, as soon as it is measured."""
     yield from spooler_throughput.measure(pythons, scale.sizes, scale.rounds)
     yield from spooler_throughput.measure_map(pythons, scale.mapped, scale.rounds)
+    yield from kept.measure_results(pythons, scale.sizes[0], scale.rounds)
+    yield from kept.measure_durable(scale.rounds)
     yield from mule_throughput.measure(pythons, scale.sent, scale.rounds)
     yield from latency.measure(pythons, scale.samples, scale.rounds)
     own = {name: python for name, python in pythons.items() if name != "old"}

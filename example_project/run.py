@@ -31,7 +31,7 @@ def main() -> int:
     try:
         prepare()
     except ModuleNotFoundError as error:
-        say(f"{error}. Install what the example needs: pip install -e '.[uwsgi,django]'")
+        say(f"{error}. Install what the example needs: pip install -e '.[uwsgi,django,sql]'")
         return 1
     except BlockingIOError:
         say(f"The example is running already, from this folder; see {LOG}.")
@@ -51,6 +51,7 @@ def prepare() -> None:
     sys.path.insert(0, str(HERE))
     os.environ["DJANGO_SETTINGS_MODULE"] = "bookshop.settings"
     __import__("pyuwsgi")
+    __import__("sqlalchemy")
     import django  # noqa: PLC0415  after the check above, and with the path set
     from django.core.management import call_command  # noqa: PLC0415
 

@@ -16,6 +16,12 @@ def call(number):  # noqa: ARG001 (it travels, and that is all)
     COUNTERS.tick()
 
 
+@task(executor=TaskExecutor.SPOOLER, result_ttl=3600)
+def kept_call(number):
+    COUNTERS.tick()
+    return number
+
+
 @task(executor=TaskExecutor.SPOOLER)
 def sample_call(number):
     COUNTERS.end(number)

@@ -16,6 +16,14 @@ def submit(count):
     return time.perf_counter() - start
 
 
+def submit_kept(count):
+    """Submit *count* jobs whose results are kept, and return the seconds that it took."""
+    start = time.perf_counter()
+    for number in range(count):
+        app.kept_call(number)
+    return time.perf_counter() - start
+
+
 def submit_map(count, size):
     """Submit *count* jobs by calls of `map` with *size* each."""
     start = time.perf_counter()

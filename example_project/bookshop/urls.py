@@ -9,5 +9,6 @@ urlpatterns = [
     path("report.svg", views.report, name="report"),
     path("submit", views.submit, name="submit"),
     path("requeue", views.requeue, name="requeue"),
+    path("stop", views.stop, name="stop"),
     path("clear", views.clear, name="clear"),
 ]

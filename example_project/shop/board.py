@@ -1,13 +1,16 @@
 """What the page shows, read from the records."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Count, Q
 from django.utils import timezone
 
+from shop import pulse
 from shop.models import JobRecord, State, Tick
 from shop.tasks import REPORT
+from uwsgi_tasks import default_app
 
 PHASES = {
     "pending": "Pending",
@@ -44,6 +47,7 @@ def read() -> dict[str, Any]:
         "tiles": [(phase, label, numbers[phase]) for phase, label in PHASES.items()],
         "sections": sections(numbers),
         "clock": clock(),
+        "pulse": pulse.read(),
         "report": REPORT.stat().st_mtime_ns if REPORT.exists() else None,
     }
 
@@ -70,7 +74,9 @@ def sections(numbers: dict[str, int]) -> list[Section]:
             name="active",
             title="Under way",
             empty="Nothing is waiting. Press a button, and watch the job come by.",
-            records=sorted(under_way[:SHOWN], key=lambda record: UNDER_WAY.index(record.phase)),
+            records=sorted(
+                with_progress(under_way[:SHOWN]), key=lambda record: UNDER_WAY.index(record.phase)
+            ),
             total=sum(numbers[phase] for phase in UNDER_WAY),
         ),
         Section(
@@ -88,6 +94,16 @@ def sections(numbers: dict[str, int]) -> list[Section]:
             total=numbers["done"],
         ),
     ]
+
+
+def with_progress(records: Iterable[JobRecord]) -> list[JobRecord]:
+    """Return *records*, with how far those have come that run in a spooler."""
+    running = {job.id: job for job in default_app.jobs(running=True) if job.done is not None}
+    found = list(records)
+    for record in found:
+        if job := running.get(record.job_id):
+            record.progress = (job.done, job.total)
+    return found
 
 
 def clock() -> list[dict[str, Any]]:

@@ -86,6 +86,14 @@ BUTTONS = {
             start=lambda records: tasks.send_newsletter(records[0].pk),
         ),
         Button(
+            kind="stock",
+            title="Take stock",
+            text="Says how far it is, and can be stopped.",
+            code="get_current_task().progress(3, 12)",
+            job="Stocktaking",
+            start=lambda records: tasks.take_stock(records[0].pk),
+        ),
+        Button(
             kind="labels",
             title=f"Print {LABELS} labels",
             text="One call, one spool file, twelve jobs.",

@@ -45,6 +45,9 @@ class JobRecord(models.Model):
     note = models.TextField(blank=True)
     error = models.TextField(blank=True)
 
+    progress: tuple[float, float | None] | None = None
+    """How far it has come, and of how much, if it runs and says so; no part of the record."""
+
     def __str__(self) -> str:
         return f"{self.title} ({self.state})"
 
@@ -59,6 +62,11 @@ class JobRecord(models.Model):
     def can_be_requeued(self) -> bool:
         """Did it fail as a job of the spooler, which keeps the dead ones?"""
         return self.state == State.FAILED and self.executor == "spooler" and bool(self.job_id)
+
+    @property
+    def can_be_stopped(self) -> bool:
+        """Does it run, and look whether it is to stop?"""
+        return self.state == State.RUNNING and self.kind == "stock"
 
     @property
     def delay(self) -> timedelta | None:

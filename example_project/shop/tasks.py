@@ -15,6 +15,7 @@ from shop.records import goes_on, recorded
 from uwsgi_tasks import Retry, TaskExecutor, get_current_task, task
 
 READERS = ("ada", "borges", "clarice", "dante", "emily")
+SHELVES = 12
 REPORT = settings.VAR / "report.svg"
 BUSY = Retry(attempts=4, delay=2, backoff=2, on=ConnectionError)
 CARD = Retry(attempts=2, delay=1)
@@ -80,6 +81,19 @@ def send_newsletter(record: int) -> str | Any:
         return f"Sent to {', '.join(sent)}"
     goes_on(record, f"{len(sent)} of {len(READERS)} readers: {', '.join(sent)}")
     return current_task(record)
+
+
+@task(executor=TaskExecutor.SPOOLER)
+@recorded()
+def take_stock(_record: int) -> str:
+    """Count the books shelf by shelf, say how far it is, and stop when it is asked to."""
+    current_task = get_current_task()
+    for shelf in range(1, SHELVES + 1):
+        if current_task.cancelled:
+            return f"Stopped before shelf {shelf}"
+        pretend_to_work(0.4)
+        current_task.progress(shelf, SHELVES)
+    return f"{SHELVES} shelves counted; nothing is missing"
 
 
 @task(executor=TaskExecutor.SPOOLER)

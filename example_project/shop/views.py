@@ -21,6 +21,7 @@ from shop import board, dead_letters
 from shop.buttons import BUTTONS, press
 from shop.models import JobRecord, State
 from shop.tasks import REPORT
+from uwsgi_tasks import default_app
 
 
 @require_GET
@@ -49,6 +50,7 @@ def jobs(_request: HttpRequest) -> JsonResponse:
                 for section in content["sections"]
             ],
             "clock": render_to_string("shop/_clock.html", content),
+            "pulse": render_to_string("shop/_pulse.html", content),
             "report": content["report"] and str(content["report"]),
         }
     )
@@ -111,6 +113,17 @@ def requeue(request: HttpRequest) -> HttpResponse:
             error=f"{record.error} (its dead letter is gone)",
         )
     return _answer(request, {"requeued": record.pk})
+
+
+@require_POST
+def stop(request: HttpRequest) -> HttpResponse:
+    """Ask a running job to stop; its task looks for that after each step."""
+    key = request.POST.get("job", "")
+    record = JobRecord.objects.filter(pk=key if key.isdecimal() else None).first()
+    if not record or not record.can_be_stopped:
+        raise Http404("no such running job")
+    default_app.job(record.job_id).cancel()
+    return _answer(request, {"asked to stop": record.pk})
 
 
 @require_POST

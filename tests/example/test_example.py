@@ -26,6 +26,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.uwsgi_coverage import environment
+from uwsgi_tasks import App
 
 ROOT = Path(__file__).parent.parent.parent
 # Fewer jobs in all than the page shows of one state.
@@ -35,6 +36,7 @@ ENDS = {
     "courier": (1, "done", 3, "Booked at attempt 3"),
     "reminder": (1, "done", 1, "Reminder sent"),
     "newsletter": (1, "done", 5, "Sent to ada, borges, clarice, dante, emily"),
+    "stock": (1, "done", 1, "12 shelves counted"),
     "labels": (12, "done", 1, ""),
     "report": (1, "done", 1, "Drawn from"),
     "card": (1, "failed", 2, "PaymentDeclined: the card ended in 1999"),
@@ -154,7 +156,9 @@ class Shop:
 @pytest.fixture(scope="session")
 def needs() -> None:
     """Skip without uWSGI and Django; in CI, where that is a mistake of the set-up, fail."""
-    missing = [name for name in ("pyuwsgi", "django") if not importlib.util.find_spec(name)]
+    missing = [
+        name for name in ("pyuwsgi", "django", "sqlalchemy") if not importlib.util.find_spec(name)
+    ]
     if missing:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {' and '.join(missing)}")
 
@@ -269,15 +273,33 @@ def test_the_report_is_a_picture(busy_shop):
 def test_a_dead_letter_can_be_requeued(busy_shop):
     (key,) = busy_shop.keys["card"]
     busy_shop.wait_for(key, "failed")
-    dead = busy_shop.var / "spooler" / "dead"
-    (letter,) = wait_until(lambda: list(dead.glob("uwsgi_spoolfile_on_*")), "the dead letter")
+    dead = App(spooler_dir=str(busy_shop.var / "spooler")).dead
+    (letter,) = wait_until(dead.list, "the dead letter")
 
     busy_shop.post("requeue", job=key)
 
     # One more run, which fails as well, and leaves a letter of its own.
     busy_shop.wait_for(key, "failed", runs=3)
+    wait_until(lambda: dead.list() not in ([], [letter]), "the second letter")
+
+
+@pytest.mark.slow
+def test_a_running_job_shows_how_far_it_is_and_can_be_stopped(shop):
+    (key,) = shop.press("stock")
+    wait_until(lambda: "<progress" in shop.jobs()[key]["html"], "the progress is shown")
+
+    shop.post("stop", job=key)
+
+    assert "Stopped before shelf" in shop.wait_for(key, "done")["note"]
+
+
+@pytest.mark.slow
+def test_runs_are_drawn_by_the_minute(shop):
+    (key,) = shop.press("order")
+    shop.wait_for(key, "done")
+
     wait_until(
-        lambda: [*dead.glob("uwsgi_spoolfile_on_*")] not in ([], [letter]), "the second letter"
+        lambda: "1 succeeded" in json.loads(shop.get("jobs.json"))["pulse"], "the run is drawn"
     )
 
 
@@ -297,7 +319,7 @@ def test_a_plain_form_does_what_the_script_does(busy_shop):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["submit", "requeue", "clear"])
+@pytest.mark.parametrize("path", ["submit", "requeue", "stop", "clear"])
 def test_changes_need_a_post_with_a_token(busy_shop, path):
     for data, code in ((None, 405), (b"job=order", 403)):
         with pytest.raises(urllib.error.HTTPError) as refused:

@@ -51,6 +51,7 @@ function show(data) {
   }
   data.sections.forEach(fill);
   put("clock", document.getElementById("clock"), data.clock);
+  put("pulse", document.getElementById("pulse"), data.pulse);
   const report = document.getElementById("report");
   const address = data.report && `/report.svg?${data.report}`;
   if (address && report.getAttribute("src") !== address) report.src = address;
