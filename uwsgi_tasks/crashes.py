@@ -83,8 +83,10 @@ class Crashes:
         if path is None:
             return
         with contextlib.suppress(FileNotFoundError), locked(path) as file:
-            # If somebody runs it already, a crash of theirs leaves a mark of its own.
+            # Somebody runs it already. A crash of theirs leaves a mark of its own; that of the dead
+            # is gone with this look.
             if file is None:
+                self._count(dead, name)
                 return
             if dead.killed:
                 self._cancelled(unpack(file.read())[1])
@@ -102,8 +104,10 @@ class Crashes:
             if self._spares(name, body):
                 os.utime(path)
                 return
-            self._reject(body, f"{REASON} ({crashes})", {**codec.names(body), **variables})
+            self._reject(body, f"{REASON} ({crashes})", variables)
             path.unlink()
+            # Whoever puts it back wants it to be tried as often as it was.
+            self._file(name).unlink(missing_ok=True)
 
     def _settle_current(self, dead: Dead, name: str, payload: bytes) -> str | None:
         if dead.killed:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from uwsgi_tasks import codec
-from uwsgi_tasks.errors import DecodeError, TasksError, shown
+from uwsgi_tasks.errors import (
+    ConfigurationError,
+    DecodeError,
+    StoreError,
+    TasksError,
+    shown,
+)
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import DeadLetter, Job
 from uwsgi_tasks.settings import Settings
@@ -22,6 +28,12 @@ log = logging.getLogger(__name__)
 
 _LEASE = 60.0
 """Seconds for which nobody else requeues what is being requeued."""
+
+
+_EXACT = 2e-6
+"""Seconds by which a time may come back later: databases keep microseconds."""
+_REFUSALS = 3
+"""Files in a row that a store does not take, after which it is taken to be away."""
 
 
 class Submitter(Protocol):
@@ -58,7 +70,7 @@ class DeadLetters:
         """Keep *letter*; return where. Raises OSError or TasksError if nobody takes it."""
         try:
             self._store().bury(letter)
-        except TasksError as error:
+        except (StoreError, ConfigurationError) as error:
             # A file, then: the next who lists them takes it into the store.
             path = bury(self._folder(), _variables(letter), letter.payload)
             log.warning("the store did not take a dead letter: %s", error)
@@ -72,15 +84,22 @@ class DeadLetters:
         for folder in self._folders():
             with contextlib.suppress(OSError):
                 found += [folder / name for name in os.listdir(folder) if name.startswith(PREFIX)]
+        refusals = 0
         for path in found:
-            # Somebody else may have taken it; and one that is not ours to read hides no other.
+            # Somebody else may have taken it; and one that is not ours to read, or that is too
+            # large for the store, hides no other.
             try:
                 self._store().bury(_letter(path))
                 path.unlink()
             except FileNotFoundError:
                 pass
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 log.warning("a dead letter stays in %s: %s", path, error)
+                refusals += isinstance(error, StoreError)
+            else:
+                refusals = 0
+            if refusals == _REFUSALS:
+                break
         return len(found)
 
     # ---- looking ----------------------------------------------------------------------------
@@ -125,7 +144,8 @@ class DeadLetters:
             if letter is None:
                 raise TasksError(f"there is no dead letter {id}: was it requeued, or removed?")
             handle = self._submit(letter, options)
-            store.exhume(id)
+            # It may have run, and failed again, by now: that letter is another one.
+            store.exhume(id, letter.failed_at + _EXACT)
         finally:
             store.release(lease)
         return handle

@@ -82,6 +82,8 @@ class JobHandle:
         With *until* ``State.RUNNING``, until it has begun. Raises ResultNotKept where nobody can
         tell.
         """
+        if until not in {None, State.RUNNING}:
+            raise ValueError(f"until= takes State.RUNNING, or None for the end, not {until!r}")
         if self._result is not None:
             return True
         deadline = None if timeout is None else time.monotonic() + timeout

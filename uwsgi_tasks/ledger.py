@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from uwsgi_tasks import codec
-from uwsgi_tasks.errors import DecodeError, ResultNotKept, TasksError, shown
+from uwsgi_tasks.errors import ConfigurationError, DecodeError, ResultNotKept, StoreError, shown
 from uwsgi_tasks.meter import Meter
 from uwsgi_tasks.model import Job, Lease, Record, Result, State, Stop
 from uwsgi_tasks.settings import Settings
@@ -19,6 +19,8 @@ from uwsgi_tasks.stores import Store
 
 log = logging.getLogger(__name__)
 
+_AWAY = (StoreError, ConfigurationError)
+"""What says that the store did not do it. Not all of our errors: an alarm may ring in its call."""
 _CLAIM = 10.0
 """Seconds that a caller gets to submit what it has claimed the unique key for."""
 _HELD = 86_400.0
@@ -71,7 +73,7 @@ class Ledger:
         """Note that an attempt begins; False if the job was cancelled, and must not."""
         try:
             known = self._store().start(job.id, job.attempt, self.worker)
-        except TasksError as error:
+        except _AWAY as error:
             log.warning("%s: that it begins could not be kept: %s", job, error)
             return True
         if known:
@@ -137,8 +139,8 @@ class Ledger:
             traceback=trace or None,
         )
         try:
-            self._store().save(record, job.result_ttl or 0.0)
-        except TasksError as away:
+            self._store().save(record, _kept_for(job, state))
+        except _AWAY as away:
             log.warning("%s: that it is %s could not be kept: %s", job, state, away)
         else:
             self._purge()
@@ -150,7 +152,7 @@ class Ledger:
             self._purged_at = now
             try:
                 self._store().purge(time.time() - COUNTS_KEPT)
-            except TasksError as error:
+            except _AWAY as error:
                 log.warning("what has expired could not be deleted: %s", error)
 
     def _outcome(self, result: Result) -> bytes | None:
@@ -191,14 +193,14 @@ class Ledger:
         until = _HELD + max((job.at or 0.0) - time.time(), 0.0)
         try:
             self._store().extend(_lease(job), until)
-        except TasksError as error:
+        except _AWAY as error:
             log.warning("%s: its unique key could not be kept: %s", job, error)
 
     def release(self, id: str) -> None:  # noqa: A002  the job's
         """Give the unique key of a job back, if it has one."""
         try:
             self._store().release_all(id)
-        except TasksError as error:
+        except _AWAY as error:
             log.warning("job %s: its unique key is held for up to a day: %s", id, error)
 
     # ---- while it runs ----------------------------------------------------------------------
@@ -225,7 +227,7 @@ class Ledger:
             return known
         try:
             known = question()
-        except TasksError as error:
+        except _AWAY as error:
             log.warning("%s: the store could not be asked: %s", job, error)
         self._asked = (job.id, now, known)
         return known
@@ -260,6 +262,15 @@ def read_outcome(record: Record, settings: Settings) -> object:
         return codec.decode_value(record.outcome, settings.signer)
     except DecodeError as error:
         raise ResultNotKept(f"job {record.id}: its result cannot be read: {error}") from error
+
+
+def _kept_for(job: Job, state: State) -> float:
+    """Return for how many seconds to remember how *job* stands."""
+    ttl = job.result_ttl or 0.0
+    if state.is_final:
+        return ttl
+    # Until it has ended, it must not be forgotten that it was cancelled.
+    return max(ttl, _HELD) + max((job.at or 0.0) - time.time(), 0.0)
 
 
 def _stop_of(record: Record | None) -> Stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from uwsgi_tasks.errors import TaskCancelled, TaskTimeout
+
+log = logging.getLogger(__name__)
 
 _INSISTENCE = 5.0
 """Seconds after which the alarm is raised again, in a task that caught it and went on."""
@@ -51,7 +54,13 @@ class Alarm:
         outer = self._seconds, self._deadline, self._is_killed
         rest, repeated = signal.setitimer(signal.ITIMER_REAL, 0)
         began = time.monotonic()
-        before = signal.signal(signal.SIGALRM, self._ring)
+        try:
+            before = signal.signal(signal.SIGALRM, self._ring)
+        except ValueError:
+            # A sub-interpreter, as a worker without 'single-interpreter' may have.
+            log.warning("no time limit holds here: this is not the main interpreter")
+            yield
+            return
         self._seconds, self._is_killed = seconds, is_killed or self._is_killed
         self._deadline = float("inf") if seconds is None else began + seconds
         first = min(one for one in (seconds, interval) if one is not None)

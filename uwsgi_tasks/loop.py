@@ -25,7 +25,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], seconds: float | None = N
     if _is_on_a_loop():
         # A coroutine has called a task which runs at once, and its loop waits for us here: if we
         # waited for that loop, or one that waits for it, we would do so for ever.
-        return _run_elsewhere(coroutine)
+        return _run_elsewhere(coroutine, seconds)
     with _starting:
         loop = _loops.get(os.getpid())
         if loop is None:
@@ -51,9 +51,12 @@ def _is_on_a_loop() -> bool:
     return True
 
 
-def _run_elsewhere(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def _run_elsewhere(coroutine: Coroutine[Any, Any, Any], seconds: float | None) -> Any:
     import asyncio  # noqa: PLC0415
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
+    async def limited() -> Any:
+        return await asyncio.wait_for(coroutine, seconds)
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
+        return pool.submit(contextvars.copy_context().run, asyncio.run, limited()).result()

@@ -57,7 +57,7 @@ class Mark:
     def begin(self, name: str) -> None:
         """Note that the spool file of this name is being run."""
         memory = self._map
-        content = name.encode()
+        content = os.fsencode(name)
         memory[_LENGTH] = len(content)
         memory[_NAME : _NAME + len(content)] = content
         _COURSE.pack_into(memory, _COURSE_AT, time.time(), _UNKNOWN, _UNKNOWN)
@@ -171,7 +171,7 @@ def bereave(folder: Path, *, has_mark: bool = False) -> Iterator[Dead]:
 
 
 def _dead(content: bytes) -> Dead:
-    name = content[_NAME : _NAME + content[_LENGTH]].decode()
+    name = os.fsdecode(content[_NAME : _NAME + content[_LENGTH]])
     return Dead(
         running=name if content[_RUNNING] else None,
         incarnation=content[_INCARNATION:_END].rstrip(b"\0"),
@@ -286,7 +286,7 @@ def _running(pid: int, memory: mmap.mmap) -> Running | None:
     started, done, total = _COURSE.unpack_from(memory, _COURSE_AT)
     return Running(
         pid=pid,
-        name=memory[_NAME : _NAME + memory[_LENGTH]].decode("utf-8", "replace"),
+        name=os.fsdecode(memory[_NAME : _NAME + memory[_LENGTH]]),
         started_at=started,
         done=None if done == _UNKNOWN else done,
         total=None if total == _UNKNOWN else total,

@@ -201,7 +201,7 @@ class Standing:
     """When it is due, where it waits for a time."""
     priority: int | None = None
     calls: int = 1
-    """How many calls of one `Task.map` still wait in the same place."""
+    """How many calls of one `Task.map`, this being the first, still wait in the same place."""
     place: str = ""
     """Where it waits: a spooler's directory."""
     worker: str | None = None

@@ -28,6 +28,7 @@ _TEXT = 16_000
 """Bytes that one text in a dead letter may have."""
 _AT_ONCE = 65_536
 """Bytes that one write puts into a file, or not at all."""
+_TRIES = 5
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _numbers = count(1)
@@ -198,14 +199,18 @@ def write_whole(
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        try:
-            _write_private(temporary, content, durable=durable)
-        except FileNotFoundError:
-            # The mover takes away folders that it has emptied, at any moment. The directory
-            # itself we do not make: if it is gone, nobody would run what lies in a new one.
-            for folder in folders:
-                make_private(folder)
-            _write_private(temporary, content, durable=durable)
+        for left in reversed(range(_TRIES)):
+            try:
+                _write_private(temporary, content, durable=durable)
+            except FileNotFoundError:
+                # The mover takes away folders that it has emptied, at any moment. The directory
+                # itself we do not make: if it is gone, nobody would run what lies in a new one.
+                if not left:
+                    raise
+                for folder in folders:
+                    make_private(folder)
+            else:
+                break
         if due is not None:
             os.utime(temporary, (due, due))
         temporary.rename(path)

@@ -82,7 +82,7 @@ class Submitting:
             job = job._replace(result_ttl=self._settings().result_ttl)
         holder = self._claim(job)
         if holder is not None:
-            return JobHandle(holder, None, self._tracker)
+            return self.handle(job._replace(id=holder), executor, ())
         if job.result_ttl and not (executor is not None and executor.tracks):
             # Before it is submitted: a fast worker may be done before us.
             self._ledger.queued(job, executor.name if executor else TaskExecutor.AUTO)
@@ -178,6 +178,7 @@ class Submitting:
         if holder is not None:
             raise SubmitError(f"{job}: its unique key is held by job {holder}: wait for its end")
         with self._claimed(job):
+            chosen.forget(job.id)
             if job.result_ttl:
                 self._ledger.forget(job.id)
                 if not chosen.tracks:

@@ -36,6 +36,8 @@ class _Callers:
 
 
 CALLERS: Final = _Callers()
+_LONGEST = 366 * 86_400
+"""Seconds; more would not fit where uWSGI keeps the time at which it ends a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,11 @@ class Options:
             value = getattr(self, name)
             if value is not None:
                 self._set(name, seconds(value, name))
-        if self.timeout == 0:
-            raise InvalidTask("timeout= takes seconds, more than none; None sets no limit")
+        if self.timeout is not None and not 0 < self.timeout < _LONGEST:
+            raise InvalidTask(
+                f"timeout= takes seconds, more than none and less than a year: {self.timeout:g}; "
+                "None sets no limit"
+            )
         due(self.expires, name="expires")
         key = self.unique
         if key is not None and key is not True and not callable(key) and not _is_key(key):
@@ -226,7 +231,8 @@ class Task(Generic[P, R]):
     def map(self, *iterables: Iterable[Any]) -> list[JobHandle]:
         """Submit a call for each item, as the built-in map would call; return their handles.
 
-        All travel together. Raises SubmitError, and then none was taken.
+        All travel together. Raises SubmitError, and then none was taken; those of a task with
+        ``unique`` travel one by one, and the first ones may have been.
         """
         calls = list(zip(*iterables, strict=False))
         return self._app.submit_all(self, calls) if calls else []

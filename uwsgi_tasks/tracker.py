@@ -55,7 +55,12 @@ class Tracker:
         """Return how the job stands. Raises ResultNotKept, StoreError."""
         # In this order: between the first two looks it may have ended.
         standing = self.standing(id)
-        record = self.record(id)
+        try:
+            record = self.record(id)
+        except StoreError:
+            if standing is not None:
+                return standing.state
+            raise
         if record is not None and (standing is None or record.state.is_final):
             return record.state
         if standing is not None:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Where = Callable[[Standing], bool]
 """Is this job wanted?"""
 
+_MOMENT, _LOOK = 1.0, 0.01
+"""Seconds in which a file that a process has just taken gets its mark, and between two looks."""
 _PATIENCE = 5.0
 """Seconds in which a job that was killed may end by an exception; after that its process ends."""
 
@@ -166,7 +168,7 @@ class Waiting:
         job = jobs[min(index, len(jobs) - 1)]
         here = running if index == done else None
         yield Standing(
-            id=job.id if id is not None or len(jobs) == 1 else batch_id(job.id),
+            id=job.id,
             task=job.task,
             executor="spooler",
             state=_state(job, here),
@@ -214,13 +216,18 @@ class Waiting:
         CANCELLED is certain: it will not run. RUNNING: it was asked to *stop*, or killed.
         """
         # A job of the future may be moved in between two looks, and a retry be written.
-        for _ in range(3):
+        deadline = time.monotonic() + _MOMENT
+        while True:
+            is_here = False
             for path, _priority in self._paths(id):
+                is_here = True
                 with contextlib.suppress(FileNotFoundError):
                     found = self._cancel_at(path, id, stop)
                     if found is not None:
                         return found
-        return None
+            if not is_here or time.monotonic() > deadline:
+                return None
+            time.sleep(_LOOK)
 
     def _cancel_at(self, path: Path, id: str, stop: Stop) -> tuple[State, Job] | None:  # noqa: A002
         if path.parent.parent.name == "later":
@@ -289,6 +296,9 @@ class Waiting:
         else:
             own.mark.stop(id, stop)
             pid = own.running.pid
+        if pid is None:
+            # Just taken: it has not said yet that it runs.
+            return None
         if stop is Stop.KILL and pid:
             self._kill(pid, name)
         return State.RUNNING, job
@@ -296,11 +306,12 @@ class Waiting:
     def _kill(self, pid: int, name: str) -> None:
         """Raise in the process that runs *name*; if that does not help, end it."""
         deadline = time.monotonic() + _PATIENCE
-        os.kill(pid, signal.SIGALRM)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGALRM)
         while any(one.pid == pid and one.name == name for one in self._peers.running()):
             if time.monotonic() > deadline:
                 log.warning("process %d did not end %s, and is killed", pid, name)
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
                 return
             time.sleep(0.02)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +160,7 @@ class Worker:
         try:
             return codec.decode(payload, self._settings().signer)
         except DecodeError as error:
-            self.reject(payload, str(error), codec.names(payload))
+            self.reject(payload, str(error))
             return ()
 
     def run(self, job: Job, payload: bytes | None = None, index: int = 0) -> Job | None:
@@ -189,6 +188,9 @@ class Worker:
             if job.working_dir is not None:
                 _change_directory(job, job.working_dir)
             value, error = self._attempt(task, job) if asks else _attempt(task, job)
+        # It was to be killed just before the function began, or just after it had returned.
+        except TaskCancelled as cancelled:
+            value, error = None, cancelled
         finally:
             alone.task = None
         # Nearly all of them, and each step costs.
@@ -211,9 +213,6 @@ class Worker:
         if asks and not self._admits(job, bury=bury):
             error = TaskCancelled(f"{job} was cancelled, or had expired")
             return Result(state=State.CANCELLED, attempt=job.attempt, error=error), None
-        if job.unique is not None:
-            # Whoever submits it gets to that when it has run.
-            self._ledger.confirm(job)
         current = CurrentTask(job, self._surroundings)
         token = current_task.set(current)
         began = time.time()
@@ -238,10 +237,10 @@ class Worker:
         self, payload: bytes, reason: str, variables: Mapping[str, str | bytes] | None = None
     ) -> None:
         """Make a dead letter of bytes that were not run. Raises NotKept."""
-        known = dict(variables or {})
-        id, task = (str(known.pop(name, "")) for name in ("id", "task"))  # noqa: A001
+        names = codec.names(payload) if payload[:3] == codec.MAGIC else {}
+        task = names.get("task", "")
         letter = DeadLetter(
-            id=id or new_id(),
+            id=names.get("id") or new_id(),
             task=task,
             executor=self._executor,
             attempt=1,
@@ -249,7 +248,7 @@ class Worker:
             error=reason,
             worker=self._ledger.worker,
             payload=payload,
-            variables=pack_variables(known) if known else b"",
+            variables=pack_variables(variables) if variables else b"",
         )
         where = self._kept(letter)
         log.error("%s: %d bytes were not run: %s; they are kept in %s",
@@ -271,8 +270,13 @@ class Worker:
                 self._ledger.ends(job, self._executor, result)
                 self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
             return False
-        # Where the executor cannot take a job away, the store must be asked.
-        return not job.result_ttl or self._tracks or self._ledger.starts(job)
+        if job.unique is not None:
+            # Whoever submits it may be about to, and not get to it before it has run.
+            self._ledger.confirm(job)
+        # Where the executor cannot take a job away, the store must be asked; and before a retry,
+        # which somebody may have cancelled who sees the store alone.
+        is_certain = self._tracks and job.attempt == 1
+        return not job.result_ttl or is_certain or self._ledger.starts(job)
 
     def _attempt(self, task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]:
         """Run the function, with an end to it."""
@@ -305,6 +309,9 @@ class Worker:
         bury: bool,
     ) -> tuple[Result, Job | None]:
         now = time.time()
+        # Whatever it has made of the exception by which it was ended.
+        if error is not None and self._surroundings.asked(job) is Stop.KILL:
+            error = TaskCancelled("it was cancelled while it ran, with kill=True")
         verdict = decide(job, task.options, value, error, now)
         # A caller who waits is told, and does not wait between attempts.
         if bury:
@@ -317,6 +324,8 @@ class Worker:
             trace = "".join(traceback.format_exception(type(error), error, frames))
             if bury:
                 self._fail(task, job, error, trace)
+        if verdict.following is not None and job.unique is not None:
+            self._ledger.confirm(verdict.following)
         result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
         self._ledger.count(job.task, verdict.state, now - began, now)
         if job.result_ttl or job.unique is not None:
@@ -374,7 +383,8 @@ class Worker:
     def _kept(self, letter: DeadLetter) -> str:
         try:
             return self._keep(letter)
-        except (OSError, TasksError) as error:
+        # ValueError: what it says of itself does not fit into a file.
+        except (OSError, TasksError, ValueError) as error:
             raise NotKept(f"no dead letter could be written: {shown(error)}") from error
 
 
@@ -437,7 +447,7 @@ def _attempt(
 
 
 def _awaited(coroutine: CoroutineType[Any, Any, Any], seconds: float | None) -> Any:
-    if seconds is None or threading.current_thread() is threading.main_thread():
+    if seconds is None:
         return run_coroutine(coroutine)
     began = time.monotonic()
     try:

@@ -389,6 +389,13 @@ def test_a_dead_letter_is_exhumed_once(store):
     assert (store.find_dead("a"), store.dead(), store.count_dead()) == (None, [], 0)
 
 
+def test_a_dead_letter_that_came_later_is_not_exhumed(store):
+    store.bury(replace(letter(), failed_at=1000.5))
+    assert store.exhume("a", until=1000.25) is False
+    assert store.count_dead() == 1
+    assert store.exhume("a", until=1000.5) is True
+
+
 def test_dead_letters_do_not_expire(store):
     store.bury(letter())
     store.purge(counts_before=1e12)

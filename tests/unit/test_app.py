@@ -539,8 +539,9 @@ def test_a_spooler_that_cannot_take_up_its_work_is_logged_and_tries_again(path, 
 
 def test_a_job_of_a_second_app_finds_its_task(path):
     uwsgi = FakeUwsgi(spoolers=(str(path),))
-    app_in(uwsgi).task(name="first")(send)
-    app_in(uwsgi).task(name="second")(send)(2)
+    first, second = app_in(uwsgi), app_in(uwsgi)
+    first.task(name="first")(send)
+    second.task(name="second")(send)(2)
     uwsgi.look()
     assert sent == [(2,)]
 

@@ -101,8 +101,15 @@ def test_a_file_that_killed_its_process_too_often_is_a_dead_letter(path):
     file = place(path)
     assert times(path, 2) == ([], None)
     rejected, _ = times(path, 1)
-    assert rejected == [(encode([JOB]), f"{REASON} (3)", {"id": "1", "task": "shop.send"})]
+    assert rejected == [(encode([JOB]), f"{REASON} (3)", {})]
     assert not file.exists()
+
+
+def test_what_is_put_back_is_tried_as_often_as_before(path):
+    place(path)
+    times(path, 3)
+    place(path)
+    assert times(path, 2) == ([], None)
 
 
 def test_what_is_known_of_a_dead_letter_goes_with_its_file(path):
@@ -190,6 +197,7 @@ def test_a_file_that_somebody_runs_again_is_left_to_them(path):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert (found, file.exists(), file.stat().st_mtime) == (([], None), True, 0)
+    assert note_of(path) == "0 1 0"
 
 
 def test_a_file_that_cannot_be_judged_does_not_keep_the_others_from_it(path, caplog):

@@ -45,9 +45,10 @@ class Store(MemoryStore):
 
     def __init__(self):
         super().__init__("memory://", "")
+        self.refused = set()
 
     def bury(self, letter):
-        if self.away:
+        if self.away or letter.id in self.refused:
             raise StoreError("nobody is at home")
         super().bury(letter)
 
@@ -152,12 +153,31 @@ def test_files_of_all_spoolers_are_taken(letters_of, tmp_path):
     assert letters_of(tmp_path / "other").get("3f-9").payload == b"x"
 
 
-def test_files_that_the_store_does_not_take_stay(dead, store, folder):
+def test_files_that_the_store_does_not_take_stay(dead, store, folder, caplog):
     store.away = True
     dead.keep(LETTER)
-    with pytest.raises(StoreError):
-        dead.list()
+    assert dead.list() == []
+    assert "a dead letter stays in" in caplog.text
     assert len(list(folder.iterdir())) == 1
+
+
+def test_one_that_the_store_does_not_take_hides_no_other(dead, store, folder, caplog):
+    for number in range(3):
+        bury(folder, {"id": f"3f-{number}"}, b"x")
+    store.refused.add("3f-1")
+    assert {letter.id for letter in dead.list()} == {"3f-0", "3f-2"}
+    assert len(list(folder.iterdir())) == 1
+    assert "a dead letter stays in" in caplog.text
+
+
+def test_a_store_that_is_away_is_not_asked_for_each_file(dead, store, folder, caplog):
+    for number in range(20):
+        bury(folder, {"id": f"3f-{number}"}, b"x")
+    store.away = True
+    dead.adopt()
+    assert len(caplog.records) == 3
+    store.away = False
+    assert len(dead.list()) == 20
 
 
 def test_a_file_that_somebody_else_has_just_taken_is_no_fault(dead, store, folder, monkeypatch):
@@ -286,6 +306,17 @@ def test_what_is_not_ours_goes_back_as_it_was(dead, submitter):
     dead.keep(FOREIGN)
     assert dead.requeue("web1_1").id == "web1_1"
     assert (submitter.raw, dead.list()) == ([(FOREIGN.variables, b"theirs")], [])
+
+
+def test_a_job_that_fails_again_at_once_is_a_dead_letter_again(dead, submitter):
+    def fails_again(job, executor, changes):
+        dead.keep(replace(LETTER, failed_at=LETTER.failed_at + 1, attempt=1))
+        return JobHandle(job.id)
+
+    dead.keep(LETTER)
+    submitter.resubmit = fails_again
+    dead.requeue("3f-1")
+    assert dead.get("3f-1").failed_at == LETTER.failed_at + 1
 
 
 def test_what_is_not_ours_cannot_be_changed(dead, submitter):

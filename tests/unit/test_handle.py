@@ -164,6 +164,12 @@ def test_who_waits_for_the_beginning_waits_no_longer(clock, states, looks):
     assert (tracker.looks, len(clock)) == (looks, looks - 1)
 
 
+@pytest.mark.parametrize("until", [OK, Q, "the end", True])
+def test_who_waits_for_something_else_is_told_what_there_is_to_wait_for(until):
+    with pytest.raises(ValueError, match=r"until= takes State\.RUNNING"):
+        JobHandle("3f2c", None, Tracker(OK)).wait(until=until)
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_job_that_is_nowhere_any_more_has_ended():
     assert JobHandle("3f2c", None, Tracker(R, None)).wait() is True

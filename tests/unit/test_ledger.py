@@ -119,6 +119,25 @@ def test_a_job_that_was_cancelled_must_not_begin(ledger, store, place, tmp_path,
     assert [count.outcome for count in unsaved(tmp_path)] == ["cancelled"]
 
 
+@pytest.mark.parametrize(
+    ("later", "known"), [(3600.0, True), (86_400.0 - 5, True), (86_400.0 + 5, False)]
+)
+def test_until_it_has_ended_a_job_is_remembered_for_a_day(ledger, store, monkeypatch, later, known):
+    ledger.queued(JOB, "mule")
+    now = time.time() + later
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert (store.get("3f-1") is not None) is known
+
+
+def test_a_job_of_the_future_is_remembered_until_its_time_and_a_day_longer(
+    ledger, store, monkeypatch
+):
+    ledger.queued(JOB._replace(at=time.time() + 1e6), "mule")
+    now = time.time() + 1e6 + 3600
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert store.get("3f-1").state is State.QUEUED
+
+
 def test_while_the_store_is_away_a_job_begins(ledger, store, caplog):
     store.away = True
     assert ledger.starts(JOB) is True

@@ -52,6 +52,18 @@ def in_a_thread(action):
     return raised
 
 
+def test_where_no_signal_is_heard_nothing_has_an_end(alarm, monkeypatch, caplog):
+    def deaf(_number, _handler):
+        raise ValueError("signal only works in main thread of the main interpreter")
+
+    monkeypatch.setattr(signal, "signal", deaf)
+    with alarm.limit(0.01):
+        time.sleep(0.05)
+    monkeypatch.undo()
+    assert caplog.messages == ["no time limit holds here: this is not the main interpreter"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 # --- a time that is over
 
 

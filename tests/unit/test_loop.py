@@ -133,3 +133,12 @@ def test_coroutines_may_run_each_other_to_any_depth():
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code != -signal.SIGALRM, "they wait for ever"
     assert code == 5
+
+
+def test_a_coroutine_that_is_run_by_another_one_has_an_end_too():
+    async def outer():
+        with pytest.raises(TimeoutError):
+            run_coroutine(asyncio.sleep(30), 0.05)
+        return "in time"
+
+    assert in_time(outer()) == "in time"

@@ -215,6 +215,22 @@ def test_folders_are_made_if_need_be(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize(("times", "written"), [(1, True), (4, True), (5, False)])
+def test_a_folder_that_is_taken_away_just_now_is_made_again(tmp_path, monkeypatch, times, written):
+    folder, left, real = tmp_path / "later", [times], module._write_private
+
+    def write_private(*args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            folder.exists() and folder.rmdir()
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "_write_private", write_private)
+    with contextlib.nullcontext() if written else pytest.raises(SubmitError):
+        write_whole(folder / "name", b"content", [folder])
+    assert (folder / "name").exists() is written
+
+
 def test_a_file_is_dated_before_it_has_its_name(tmp_path):
     write_whole(tmp_path / "name", b"content", due=5)
     assert (tmp_path / "name").stat().st_mtime == 5

@@ -169,6 +169,9 @@ def test_a_change_that_is_no_option_is_refused(app):
         {"retry_timeout": "5"},
         {"retry": 3},
         {"dead_letter": None},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": timedelta(days=366)},
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_its_name(given):

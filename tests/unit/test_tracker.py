@@ -147,6 +147,17 @@ def test_without_a_store_the_executor_is_asked_alone(lost, executor):
     assert (lost.state(ID), lost.record(ID)) == (R, None)
 
 
+def test_while_the_store_is_away_the_executor_is_asked_alone(tracker, executor, monkeypatch):
+    def away(_id):
+        raise StoreError("nobody is at home")
+
+    monkeypatch.setattr(tracker, "record", away)
+    with pytest.raises(StoreError):
+        tracker.state(ID)
+    executor.standing = Standing(id=ID, task="f", executor="spooler", state=R, attempt=1)
+    assert tracker.state(ID) is R
+
+
 def test_without_a_store_nobody_can_tell_how_a_job_ended(lost):
     with pytest.raises(ResultNotKept):
         lost.state(ID)

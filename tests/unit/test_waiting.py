@@ -304,7 +304,7 @@ def test_a_batch_is_listed_as_one_with_the_calls_that_are_left(files, waiting):
     put(files, *MANY)
     Progress(files.path / "running", file_name("3f-2"), 4).note(1)
     (one,) = waiting.standings()
-    assert (one.id, one.calls, one.state) == ("3f-2", 3, Q)
+    assert (one.id, one.calls, one.state) == ("3f-2.1", 3, Q)
 
 
 def test_a_batch_that_is_done_and_not_yet_gone_has_no_call_left(files, waiting):
@@ -464,6 +464,21 @@ def test_a_process_that_ends_before_it_is_killed_is_no_fault(files, waiting, run
     assert waiting.cancel("3f-1", Stop.KILL) == (R, JOB)
 
 
+def test_a_job_that_has_just_been_taken_is_asked_as_soon_as_it_can_be(
+    files, waiting, running, monkeypatch
+):
+    path, looks, ask = put(files, JOB), [], waiting._peers.stop
+    running(path.name)
+
+    def late(*args):
+        looks.append(args)
+        return ask(*args) if len(looks) > 3 else None
+
+    monkeypatch.setattr(waiting._peers, "stop", late)
+    assert waiting.cancel("3f-1", Stop.ASKED) == (R, JOB)
+    assert len(looks) == 4
+
+
 def test_a_file_that_somebody_else_has_locked_is_no_process_to_be_killed(files, waiting):
     path = put(files, JOB)
     ready, done = os.pipe()
@@ -475,7 +490,8 @@ def test_a_file_that_somebody_else_has_locked_is_no_process_to_be_killed(files, 
             signal.pause()
     os.read(ready, 1)
     try:
-        assert waiting.cancel("3f-1", Stop.KILL) == (R, JOB)
+        assert waiting.cancel("3f-1", Stop.KILL) is None
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -34,7 +34,7 @@ from uwsgi_tasks.errors import (
 from uwsgi_tasks.model import DeadLetter, Job, State, Stop
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.signing import Signer
-from uwsgi_tasks.spool_file import pack_variables
+from uwsgi_tasks.spool_file import pack_raw, pack_variables, unpack
 from uwsgi_tasks.task import Task, options
 from uwsgi_tasks.worker import Worker, decide
 
@@ -781,9 +781,17 @@ def test_bytes_that_are_nothing_are_told_to_nobody(worker_of, books):
 
 
 def test_a_dead_letter_of_bytes_has_the_name_of_the_job_that_they_were(worker_of, graves):
-    worker_of.reject(b"x", "its process died", {"id": "3f-1", "task": "f"})
+    payload = encode([Job("3f-1", "f")])
+    worker_of.reject(payload, "its process died")
     (letter,) = graves.kept
     assert (letter.id, letter.task, letter.variables) == ("3f-1", "f", b"")
+
+
+def test_variables_of_bytes_that_are_not_ours_are_kept_whole(worker_of, graves):
+    theirs = {"id": "their own", "task": "theirs"}
+    worker_of.reject(b"x", "its process died", theirs)
+    (letter,) = graves.kept
+    assert (letter.task, unpack(pack_raw(letter.variables, b""))[0]) == ("", theirs)
 
 
 def test_dead_letters_of_bytes_without_a_name_do_not_replace_each_other(worker_of, graves):
@@ -975,3 +983,58 @@ def test_a_unique_job_that_runs_at_once_keeps_its_key_before_it_has_run(worker_o
     )
     perform(worker_of, Job("1", "f", unique="me"))
     assert seen == ["1"]
+
+
+def test_a_unique_job_that_is_tried_again_keeps_its_key(run, books):
+    run(fail, job={"unique": "me"}, retry=FIXED)
+    assert books.confirmed == ["3f2c", "3f2c"]
+
+
+def test_before_a_retry_the_store_is_asked_even_where_the_executor_could_take_it_away(
+    build, tasks, books
+):
+    got = []
+    tasks["f"] = Task(got.append, options({"name": "f"}), Anywhere())
+    books.cancelled = {"1"}
+    build(tracks=True).run(Job("1", "f", (1,), result_ttl=60.0, attempt=2))
+    assert got == []
+
+
+def test_what_a_killed_job_makes_of_its_end_does_not_count(build, tasks, books):
+    def translate():
+        try:
+            time.sleep(60)
+        except TaskCancelled:
+            raise OSError("no such host") from None
+
+    tasks["f"] = Task(translate, options({"name": "f", "retry": Retry()}), Anywhere())
+    worker = build(tracks=False, asked=lambda _job: Stop.KILL)
+    assert worker.run(Job("1", "f", result_ttl=60.0)) is None
+    assert [(state, type(error)) for *_, state, error in books.ended] == [(DROPPED, TaskCancelled)]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_job_that_is_killed_just_before_or_after_it_runs_is_dropped(
+    run, graves, books, monkeypatch, when
+):
+    class Untimely:
+        @contextlib.contextmanager
+        def limit(self, *_args):
+            if when == "before":
+                raise TaskCancelled("by hand")
+            yield
+            raise TaskCancelled("by hand")
+
+    monkeypatch.setattr(worker, "alarm", Untimely())
+    run(lambda: None, timeout=1, job={"result_ttl": 60.0})
+    assert [state for _, _, state, _ in books.ended] == [DROPPED]
+    assert graves.kept == []
+
+
+def test_what_does_not_fit_into_a_file_stays_a_job(run, monkeypatch, worker_of):
+    def refuse(_letter):
+        raise ValueError("65536 bytes of variables do not fit into 16 bits of length")
+
+    monkeypatch.setattr(worker_of, "_keep", refuse)
+    with pytest.raises(NotKept, match="65536 bytes"):
+        run(fail)

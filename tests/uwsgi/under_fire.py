@@ -1,7 +1,7 @@
 """The application of test_kills.py: tasks of each kind, and processes that die where they are told.
 
 Copied beside the server as its `app.py`, never imported by the tests. A process that comes to a
-step for which there is a file in `armed/` takes that file away, and dies there.
+step for which there is a file in `armed/` moves that file to `spent/`, and dies there.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ from uwsgi_tasks.marks import Mark, Progress
 from uwsgi_tasks.stores.sql import SqlStore
 
 HERE = Path(__file__).parent
-ARMED = HERE / "armed"
+ARMED, SPENT = HERE / "armed", HERE / "spent"
 application = application_for(globals())
 configure(
     crash_limit=int(os.environ["CRASH_LIMIT"]),
@@ -53,7 +53,7 @@ def step(name):
     who = "spooler" if where() == "spooler" else "submitter"
     for armed in (f"{who} {name}", name):
         with suppress(FileNotFoundError):
-            (ARMED / armed).unlink()
+            (ARMED / armed).rename(SPENT / armed)
             record("killed", step=armed)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -97,6 +97,12 @@ class Counted(meter.Meter):
 
         super().__init__(folder, told, *rest)
 
+    def add(self, *run):
+        # Stands still as long as the test has something to do.
+        while (HERE / "held").exists() and where() == "spooler":
+            time.sleep(0.005)
+        super().add(*run)
+
     def flush(self):
         super().flush()
         record("saved")
@@ -125,23 +131,6 @@ watch(Progress, "note", before="is about to note a call", after="has noted a cal
 watch(Progress, "forget", before="is about to forget the calls", after="has forgotten the calls")
 watch(Mark, "end", before="is about to end", after="has ended")
 watch(SpoolerExecutor, "_follow_up", before="is about to follow up", after="has followed up")
-
-
-def wait_while_held():
-    """Stand still as long as the test has something to do."""
-    while (HERE / "held").exists() and where() == "spooler":
-        time.sleep(0.005)
-
-
-unheld_count = Ledger.count
-
-
-def count(*args):
-    wait_while_held()
-    return unheld_count(*args)
-
-
-Ledger.count = count
 
 
 def run(outcome="succeeded"):

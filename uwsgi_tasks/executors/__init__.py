@@ -126,6 +126,9 @@ class Executor(ABC):
         """Take *job*, which the job being run asks for, as `submit` does."""
         return self.submit((job,))
 
+    def forget(self, id: str) -> None:  # noqa: A002, B027  the job's
+        """Forget what earlier runs of a job have done, which is to be submitted again."""
+
     # ---- what waits and runs, where it `tracks` that -----------------------------------------
 
     def find(self, id: str) -> Standing | None:  # noqa: A002, ARG002  the job's

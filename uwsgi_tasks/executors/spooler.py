@@ -249,6 +249,11 @@ class SpoolerExecutor(Executor):
             return None
         return Own(running=running, payload=self._payload, mark=self._mark)
 
+    def forget(self, id: str) -> None:  # noqa: A002  the job's
+        """Forget how often it has killed its process."""
+        for path in self.directories():
+            (Path(path) / "running" / f"{file_name(id)}.crashes").unlink(missing_ok=True)
+
     def find(self, id: str) -> Standing | None:  # noqa: A002  the job's
         """Look for the job's file, in each of the directories."""
         return next(filter(None, (waiting.find(id) for waiting in self._waiting())), None)
@@ -420,7 +425,8 @@ class SpoolerExecutor(Executor):
             if reason == CANCELLED:
                 self._cancelled(payload)
             else:
-                self._receiver.reject(payload, reason, codec.names(payload))
+                self._receiver.reject(payload, reason)
+                self.forget(name.removeprefix(PREFIX))
         elif payload[:3] != codec.MAGIC:
             self._run_foreign(name, env)
         elif codec.is_batch(payload):

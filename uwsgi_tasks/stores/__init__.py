@@ -107,8 +107,8 @@ class Store(ABC):
         """Return the dead letter of this id."""
 
     @abstractmethod
-    def exhume(self, id: str) -> bool:  # noqa: A002
-        """Take a dead letter away; False if it is not there."""
+    def exhume(self, id: str, until: float = float("inf")) -> bool:  # noqa: A002
+        """Take a dead letter away; False if it is not there, or has failed later than *until*."""
 
     @abstractmethod
     def count_dead(self, task: str | None = None) -> int:

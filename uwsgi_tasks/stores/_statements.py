@@ -220,7 +220,13 @@ class Statements:
 
     @cached_property
     def exhume(self) -> Statement:
-        return self._made(sa.delete(self._dead).where(self._dead.c.id == sa.bindparam("key")))
+        dead = self._dead.c
+        return self._made(
+            sa.delete(self._dead).where(
+                dead.id == sa.bindparam("key"),
+                dead.failed_at <= sa.bindparam("until", type_=dead.failed_at.type),
+            )
+        )
 
     @cached_property
     def count_dead(self) -> Statement:

@@ -192,10 +192,11 @@ class MemoryStore(Store):
         with self._lock:
             return self._letters.get(id)
 
-    def exhume(self, id: str) -> bool:  # noqa: A002
+    def exhume(self, id: str, until: float = float("inf")) -> bool:  # noqa: A002
         """Take a dead letter away."""
         with self._lock:
-            return self._remove(id)
+            letter = self._letters.get(id)
+            return letter is not None and letter.failed_at <= until and self._remove(id)
 
     def count_dead(self, task: str | None = None) -> int:
         """Return how many dead letters are kept."""

@@ -275,9 +275,10 @@ class SqlStore(Store):
         row = self._row(self._say.find_dead, {"key": to_key(id)})
         return row and _letter(row)
 
-    def exhume(self, id: str) -> bool:  # noqa: A002
+    def exhume(self, id: str, until: float = float("inf")) -> bool:  # noqa: A002
         """Take a dead letter away."""
-        return self._changed(self._say.exhume, {"key": to_key(id)}, again=False) > 0
+        given = {"key": to_key(id), "until": min(until, _END)}
+        return self._changed(self._say.exhume, given, again=False) > 0
 
     def count_dead(self, task: str | None = None) -> int:
         """Return how many dead letters are kept."""

@@ -830,7 +830,7 @@ def test_a_spooler_that_starts_counts_the_crashes_of_the_dead(uwsgi, path):
         made = restarted(uwsgi)
     ((payload, reason, variables),) = made._receiver.rejected
     assert (payload, reason) == (encode([JOB]), f"{REASON} (3)")
-    assert variables == {"id": "1", "task": "shop.send"}
+    assert variables == {}
     assert (file.exists(), list((path / "running").glob("uwsgi*"))) == (False, [])
 
 
@@ -907,7 +907,14 @@ def test_a_file_that_has_been_handed_to_us_already_is_condemned_too(uwsgi, path)
     died(path, uwsgi=uwsgi)
     receiver = handed(uwsgi, path, crash_limit=1)
     assert receiver.ran == []
-    assert receiver.rejected == [(encode([JOB]), f"{REASON} (1)", {"id": "1", "task": "shop.send"})]
+    assert receiver.rejected == [(encode([JOB]), f"{REASON} (1)", None)]
+
+
+def test_the_crashes_of_a_condemned_file_are_forgotten(uwsgi, path):
+    place(path)
+    died(path, uwsgi=uwsgi)
+    handed(uwsgi, path, crash_limit=1)
+    assert not (path / "running" / f"{FILE}.crashes").exists()
 
 
 def test_a_stop_of_the_server_is_no_crash_of_a_file_that_has_been_handed_to_us(uwsgi, path):
