@@ -125,6 +125,8 @@ def test_a_secret_is_changed_over_a_reload_and_nothing_that_waits_is_lost(serve)
     server.call("note('new')")
 
     server.wait_for_events("note", 2)
+    # A job that a reload interrupts runs again, and its secret would be gone.
+    server.wait_for(lambda: not server.waiting())
     (server.folder / "secrets").write_text(SECOND)
     server.reload()
     id_ = server.call("note('newest').id")

@@ -151,7 +151,7 @@ def test_a_job_that_crashes_too_often_gives_its_key_back(server):
     (letter,) = server.wait_for(lambda: server.dead("app.exits"))
 
     assert letter.id == first
-    assert server.app().job(first).state is State.FAILED
+    server.wait_for(lambda: server.app().job(first).state is State.FAILED)
     server.wait_for(lambda: submit(server, "exits('exits')") != first)
 
 
