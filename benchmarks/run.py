@@ -20,6 +20,7 @@ import mule_throughput
 import peers
 import spooler_throughput
 import table
+import threads
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ class Scale:
     live: int = 100
     idle: float = 5.0
     starts: int = 5
+    heaps: tuple[int, ...] = (1000, 1_000_000)
 
 
 FULL = Scale()
-QUICK = Scale(3, (10_000,), 20_000, 20_000, 250, (0, 10_000), 50, 2.0, 1)
-SMOKE = Scale(1, (200,), 200, 200, 20, (0, 200), 5, 0.1, 1)
+QUICK = Scale(3, (10_000,), 20_000, 20_000, 250, (0, 10_000), 50, 2.0, 1, (1000, 100_000))
+SMOKE = Scale(1, (200,), 200, 200, 20, (0, 200), 5, 0.1, 1, (20, 200))
 
 
 def rows(scale, pythons):
@@ -49,6 +51,7 @@ def rows(scale, pythons):
     yield from kept.measure_results(pythons, scale.sizes[0], scale.rounds)
     yield from kept.measure_durable(scale.rounds)
     yield from mule_throughput.measure(pythons, scale.sent, scale.rounds)
+    yield from threads.measure(scale.sent, scale.heaps, scale.idle, scale.rounds)
     yield from latency.measure(pythons, scale.samples, scale.rounds)
     own = {name: python for name, python in pythons.items() if name != "old"}
     yield from delayed.measure(own, scale.backlogs, scale.live, scale.idle)

@@ -95,6 +95,7 @@ class FakeUwsgi:
         self.messages = deque()
         self.room = 278
         self.full = False
+        self.has_threads = 0
         self.signals, self.timers, self.crons = {}, [], []
         self._numbers = count(1)
 

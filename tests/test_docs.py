@@ -174,6 +174,40 @@ def test_the_functions_on_the_page_about_failures_do_what_it_says(tmp_path):
     assert len(page["unfinished"](tmp_path)) == 2
 
 
+def has_gevent():
+    try:
+        import gevent  # noqa: F401
+    except ImportError:
+        assert not os.environ.get("CI"), "CI must have gevent: pip install -e '.[test]'"
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "in_a_thread",
+        "stopped_and_started_again",
+        pytest.param(
+            "among_green_threads",
+            marks=pytest.mark.skipif(not has_gevent(), reason="gevent is not installed"),
+        ),
+    ],
+)
+def test_the_functions_on_the_page_about_the_heap_do_what_it_says(name, tmp_path):
+    page = write_module(ROOT / "docs" / "task_heap.md", tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import {page}; assert {page}.{name}()"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 # --- uWSGI: the same modules, and every ini
 
 

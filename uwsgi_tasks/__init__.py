@@ -1,10 +1,12 @@
 """Background tasks for Python web applications, with nothing to run but their uWSGI."""
 
 from uwsgi_tasks.app import App
-from uwsgi_tasks.current import get_current_task
+from uwsgi_tasks.current import CurrentTask, get_current_task
 from uwsgi_tasks.errors import (
     ConfigurationError,
+    FixtureFailed,
     InvalidTask,
+    PredicateFailed,
     ResultNotKept,
     RetryTaskException,
     StoreError,
@@ -15,8 +17,17 @@ from uwsgi_tasks.errors import (
     TaskTimeout,
 )
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_OK, SPOOL_RETRY, Job, State, TaskExecutor
-from uwsgi_tasks.retry import Retry
+from uwsgi_tasks.heap import HeapEntry, TaskHeap
+from uwsgi_tasks.model import (
+    SPOOL_IGNORE,
+    SPOOL_OK,
+    SPOOL_RETRY,
+    Attempt,
+    Job,
+    State,
+    TaskExecutor,
+)
+from uwsgi_tasks.retry import Outcome, Retry
 from uwsgi_tasks.settings import django_setup
 from uwsgi_tasks.task import Task
 
@@ -28,6 +39,9 @@ timer = default_app.timer
 timer_lazy = default_app.timer_lazy
 cron = default_app.cron
 cron_lazy = default_app.cron_lazy
+middleware = default_app.middleware
+fixture = default_app.fixture
+on_submit = default_app.on_submit
 configure = default_app.configure
 set_uwsgi_callbacks = default_app.set_uwsgi_callbacks
 
@@ -36,10 +50,16 @@ __all__ = [
     "SPOOL_OK",
     "SPOOL_RETRY",
     "App",
+    "Attempt",
     "ConfigurationError",
+    "CurrentTask",
+    "FixtureFailed",
+    "HeapEntry",
     "InvalidTask",
     "Job",
     "JobHandle",
+    "Outcome",
+    "PredicateFailed",
     "ResultNotKept",
     "Retry",
     "RetryTaskException",
@@ -50,6 +70,7 @@ __all__ = [
     "TaskCancelled",
     "TaskExecutor",
     "TaskFailed",
+    "TaskHeap",
     "TaskTimeout",
     "TasksError",
     "configure",
@@ -57,7 +78,10 @@ __all__ = [
     "cron_lazy",
     "default_app",
     "django_setup",
+    "fixture",
     "get_current_task",
+    "middleware",
+    "on_submit",
     "set_uwsgi_callbacks",
     "task",
     "timer",

@@ -23,7 +23,9 @@ from uwsgi_tasks.errors import (
 )
 from uwsgi_tasks.executors import Executor, load
 from uwsgi_tasks.executors.mule import MuleExecutor
+from uwsgi_tasks.executors.runtime import RuntimeExecutor
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
+from uwsgi_tasks.executors.thread import ThreadExecutor
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.keeping import Keeping
 from uwsgi_tasks.ledger import Ledger
@@ -32,8 +34,10 @@ from uwsgi_tasks.model import (
     Count,
     Job,
     Standing,
+    Stop,
     TaskExecutor,
 )
+from uwsgi_tasks.onion import Onion
 from uwsgi_tasks.registry import Registry
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
@@ -66,6 +70,9 @@ class App:
     def __init__(self, server: Server | None = None, **overrides: Any) -> None:
         self.server = server or _server
         self.tasks = Registry()
+        self._onion = Onion()
+        self.middleware, self.fixture = self._onion.middleware, self._onion.fixture
+        self.on_submit = self._onion.on_submit
         self._overrides = overrides
         self._settings: Settings | None = None
         self._building = threading.RLock()
@@ -74,34 +81,42 @@ class App:
         settings = self._read_settings
         ways = self.server, settings
         self._spooler, self._mule = SpoolerExecutor(*ways), MuleExecutor(*ways)
+        self._thread = ThreadExecutor(*ways)
         self._mule.relay = self._spooler
+        stand_in = RuntimeExecutor(*ways, waits=False)
         self._spooler.answer = self._answer
         self._executors: dict[str, Executor] = {
             TaskExecutor.SPOOLER: self._spooler,
             TaskExecutor.MULE: self._mule,
+            TaskExecutor.THREAD: self._thread,
         }
         self._keeping = Keeping(self.server, settings, self._spooler)
         store = lambda: self.store  # noqa: E731
         self._ledger = Ledger(store, settings, self._keeping, lambda: self.server.role)
-        self._tracker = Tracker(lambda: [self._spooler], store, settings, self._ledger)
+        tracking = self._thread, self._spooler
+        self._tracker = Tracker(lambda: tracking, store, settings, self._ledger)
         self._submitting = Submitting(
             self.server,
             settings,
             self.executor,
             spooler=self._spooler,
             mule=self._mule,
+            stand_in=stand_in,
             ledger=self._ledger,
             tracker=self._tracker,
             warn=self._warn,
+            onion=self._onion,
         )
         # Not methods of ours: each call would pay for one more frame.
         self.submit, self.submit_all = self._submitting.submit, self._submitting.submit_all
+        self.attempts = self._submitting.attempts
         kept = self._keeping
         self.dead = DeadLetters(
             store, kept.dead_folder, kept.dead_folders, settings, self._submitting
         )
         """The dead letters."""
-        for executor in self._executors.values():
+        self._thread.ended, self._thread.gave_up = self.dead.outlive, self._onion.give_up
+        for executor in (*self._executors.values(), stand_in):
             self._listen(executor)
         _apps.add(self)
 
@@ -169,8 +184,14 @@ class App:
         for option in (TaskExecutor.SPOOLER, TaskExecutor.MULE):
             if getattr(given, option) is not None and given.executor not in {"auto", option}:
                 raise InvalidTask(f"{option}= is for the {option}, not for {given.executor}")
-        if given.executor == TaskExecutor.RUNTIME and isinstance(given.working_dir, str):
-            raise InvalidTask("working_dir= is for other processes: at once, it runs where it is")
+        is_here = given.executor in {TaskExecutor.RUNTIME, TaskExecutor.THREAD}
+        if is_here and isinstance(given.working_dir, str):
+            raise InvalidTask("working_dir= is for other processes: this one stays where it is")
+        if given.executor == TaskExecutor.THREAD and given.timeout and not task.is_coroutine:
+            raise InvalidTask(
+                "timeout=: nobody can end a thread; make the function a coroutine, or use the "
+                "spooler"
+            )
 
     def _check_executor(self, task: Task[..., Any]) -> None:
         given = task.options
@@ -189,7 +210,7 @@ class App:
         if self.server.present and (given.at is not None or given.priority is not None):
             raise InvalidTask(
                 "at= and priority= need a spooler: add 'spooler = DIRECTORY' to the configuration "
-                "of this uWSGI"
+                "of this uWSGI, or use executor=TaskExecutor.THREAD"
             )
 
     def _check_store(self, task: Task[..., Any]) -> None:
@@ -210,6 +231,8 @@ class App:
     def _candidates(self, name: str) -> Iterator[Executor]:
         if name == TaskExecutor.AUTO:
             yield from (self.executor(each) for each in _AUTO)
+            if self._read_settings().fallback == TaskExecutor.THREAD:
+                yield self._thread
         else:
             yield self.executor(name)
 
@@ -297,14 +320,26 @@ class App:
             return self._executors[name]
 
     def _listen(self, executor: Executor) -> None:
-        source = executor if executor.tracks else self._ledger
+        advance, asked = executor.show_progress, executor.asked
+        if not executor.tracks:
+            # In its own process it may know; in all others it is the store that does.
+            ledger = self._ledger
+
+            def advance(job: Job, done: float, total: float | None) -> None:
+                executor.show_progress(job, done, total)
+                ledger.show_progress(job, done, total)
+
+            def asked(job: Job) -> Stop:
+                return executor.asked(job) or ledger.asked(job)
+
         executor.listen(
             Worker(
                 surroundings=Surroundings(
                     executor.name,
                     partial(self._submitting.follow, executor),
-                    source.show_progress,
-                    source.asked,
+                    advance,
+                    asked,
+                    self._onion.open,
                 ),
                 tasks=self.tasks,
                 find=self.find,
@@ -313,6 +348,7 @@ class App:
                 settings=self._read_settings,
                 limit=self.server.end_after,
                 tracks=executor.tracks,
+                onion=self._onion,
             )
         )
 
@@ -326,13 +362,13 @@ class App:
         submitting, keeping = self._submitting, self._keeping
         before = submitting.diversion, self._overrides, keeping.stores
         submitting.diversion, self._overrides = executor, {**self._overrides, **settings}
-        keeping.stores = {}
+        keeping.stores, keeping.is_alone = {}, True
         # Other settings: the routes that tasks remember do not hold any more.
         self._settings = None
         try:
             yield
         finally:
-            made = keeping.stores
+            made, keeping.is_alone = keeping.stores, False
             submitting.diversion, self._overrides, keeping.stores = before
             self._settings = None
             for store in made.values():
@@ -396,23 +432,29 @@ class App:
         running: bool = False,
         where: Callable[[Standing], bool] | None = None,
     ) -> list[Standing]:
-        """Return what runs and what waits in the spoolers that are known here, the oldest first.
+        """Return what runs and waits in this process, and then in the spoolers known here.
 
+        Of each the oldest comes first.
         *running* leaves out what waits, which is cheap however much that is; *where* takes those
         alone for which it is true, and must open one file after the other to find them.
         """
-        return self._spooler.standings(limit, running=running, where=where)
+        found = self._thread.standings(limit, running=running, where=where)
+        if limit is not None and len(found) >= limit:
+            return found
+        left = None if limit is None else limit - len(found)
+        return found + self._spooler.standings(left, running=running, where=where)
 
     def read(self, id: str) -> Job | None:  # noqa: A002
         """Return a job that waits or runs, to look at; None if it does neither.
 
-        Nothing of yours is executed: objects in its arguments are stand-ins.
+        Nothing of yours is executed: objects in its arguments are stand-ins, but for a job of this
+        process, which is itself.
         """
-        return self._spooler.read(id)
+        return self._thread.read(id) or self._spooler.read(id)
 
     def waiting(self) -> int:
-        """Return how many spool files wait, run, or are of the future."""
-        return self._spooler.count()
+        """Return how many spool files, and jobs of this process, wait, run or are of the future."""
+        return self._thread.count() + self._spooler.count()
 
     def stats(
         self, since: float, until: float | None = None, task: str | None = None

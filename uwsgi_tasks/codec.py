@@ -172,6 +172,7 @@ def _unpicklable(jobs: Sequence[Job], cause: Exception) -> Unpicklable:
     first = jobs[0]
     parts = [(f"argument {name!r}", value) for name, value in first.kwargs.items()]
     parts.append(("the buffer", first.buffer))
+    parts += [(f"header {name!r}", value) for name, value in (first.headers or {}).items()]
     for job in jobs:
         parts += [(f"argument {number}", value) for number, value in enumerate(job.args, 1)]
     for name, value in parts:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import Job, Stop, new_id
 from uwsgi_tasks.times import due, seconds
+
+
+class Fixtures:
+    """The values of the fixtures that are open in this process, each by its name."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        vars(self).update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(vars(self)) or "none"
+        raise AttributeError(f"no fixture {name!r} is declared; there is: {known}")
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class Surroundings:
     resubmit: Callable[[Job], JobHandle]
     advance: Callable[[Job, float, float | None], None] = lambda _job, _done, _total: None
     asked: Callable[[Job], Stop] = lambda _job: Stop.NOT
+    fixtures: Callable[[], Fixtures] = lambda: Fixtures({})
 
 
 class CurrentTask:
@@ -66,6 +79,19 @@ class CurrentTask:
     def kwargs(self) -> dict[str, Any]:
         """The named arguments of the call."""
         return self._job.kwargs
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What the hooks of the caller's side (``@on_submit``) have said of it."""
+        return MappingProxyType(self._job.headers or {})
+
+    @property
+    def fixtures(self) -> Fixtures:
+        """What ``@fixture`` has opened in this process: ``fixtures.database``.
+
+        One that is not declared raises AttributeError, which names those that are.
+        """
+        return self._surroundings.fixtures()
 
     @property
     def scheduled_at(self) -> datetime:
@@ -140,6 +166,7 @@ class CurrentTask:
                 attempt=1,
                 submitted_at=now,
                 at=job.at if job.delay is None else now + job.delay,
+                began_at=None,
                 # Held by the job that runs; the new one must not wait for its end.
                 unique=None,
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from uwsgi_tasks import codec
+from uwsgi_tasks import codec, log_lines
 from uwsgi_tasks.errors import (
     ConfigurationError,
     DecodeError,
@@ -63,6 +63,8 @@ class DeadLetters:
         self._store, self._settings = store, settings
         self._folder, self._folders = folder, folders
         self._submitter = submitter
+        self._files: dict[str, Path] = {}
+        """By id: letters that a store shows which ends with this process, and which stay there."""
 
     # ---- keeping ----------------------------------------------------------------------------
 
@@ -73,34 +75,88 @@ class DeadLetters:
         except (StoreError, ConfigurationError) as error:
             # A file, then: the next who lists them takes it into the store.
             path = bury(self._folder(), _variables(letter), letter.payload)
-            log.warning("the store did not take a dead letter: %s", error)
+            log.warning(
+                "the store did not take a dead letter: %s",
+                log_lines.one_line(error),
+                extra=log_lines.of(letter, letter.executor),
+            )
             return str(path)
         return "the store"
 
+    def outlive(self) -> None:
+        """Write those that are in the memory of this process, which ends, into files."""
+        store = self._store()
+        if store.shared:
+            return
+        files: list[Path] = []
+        for letter in store.dead(store.count_dead() or 1):
+            if letter.id in self._files:
+                continue
+            try:
+                files.append(bury(self._folder(), _variables(letter), letter.payload))
+            # The others must not be lost with it.
+            except (OSError, TasksError, ValueError) as error:
+                log.critical(
+                    "dead letter %s is lost: %s",
+                    log_lines.one_line(letter.id),
+                    log_lines.one_line(shown(error)),
+                    extra=log_lines.of(letter, letter.executor),
+                )
+                continue
+            store.exhume(letter.id)
+        if files:
+            log.warning(
+                "the store ends with this process: its dead letters are in files, %d in %s",
+                len(files),
+                files[0].parent,
+            )
+
     def adopt(self) -> int:
         """Take into the store what lies in files, since it was away; return how many."""
+        store = self._store()
+        self._forget_missing(store)
         found: list[Path] = []
         # Of this process, and of all spoolers: each has a folder of its own.
         for folder in self._folders():
             with contextlib.suppress(OSError):
                 found += [folder / name for name in os.listdir(folder) if name.startswith(PREFIX)]
         refusals = 0
-        for path in found:
+        known = set(self._files.values())
+        for path in (one for one in found if one not in known):
             # Somebody else may have taken it; and one that is not ours to read, or that is too
             # large for the store, hides no other.
             try:
-                self._store().bury(_letter(path))
-                path.unlink()
+                letter = _letter(path)
+                store.bury(letter)
+                if store.shared:
+                    path.unlink()
+                else:
+                    # What is in memory ends with this process, which may have come to look only.
+                    self._files[letter.id] = path
             except FileNotFoundError:
                 pass
             except (OSError, StoreError) as error:
-                log.warning("a dead letter stays in %s: %s", path, error)
+                log.warning("a dead letter stays in %s: %s", path, log_lines.one_line(error))
                 refusals += isinstance(error, StoreError)
             else:
                 refusals = 0
             if refusals == _REFUSALS:
                 break
         return len(found)
+
+    def _forget_missing(self, store: Store) -> None:
+        """Forget letters in files that another process has taken away."""
+        for id, path in list(self._files.items()):  # noqa: A001
+            if not path.exists():
+                del self._files[id]
+                store.exhume(id)
+
+    def _remove(self, store: Store, id: str, until: float = math.inf) -> bool:  # noqa: A002
+        is_gone = store.exhume(id, until)
+        path = self._files.pop(id, None)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return is_gone
 
     # ---- looking ----------------------------------------------------------------------------
 
@@ -145,7 +201,7 @@ class DeadLetters:
                 raise TasksError(f"there is no dead letter {id}: was it requeued, or removed?")
             handle = self._submit(letter, options)
             # It may have run, and failed again, by now: that letter is another one.
-            store.exhume(id, letter.failed_at + _EXACT)
+            self._remove(store, id, letter.failed_at + _EXACT)
         finally:
             store.release(lease)
         return handle
@@ -167,7 +223,7 @@ class DeadLetters:
     def remove(self, id: str) -> bool:  # noqa: A002
         """Take a dead letter away for good; False if it is not there."""
         self.adopt()
-        return self._store().exhume(id)
+        return self._remove(self._store(), id)
 
 
 def _variables(letter: DeadLetter) -> dict[str, str | bytes]:

@@ -45,6 +45,14 @@ class TaskCancelled(TasksError):
     """The job was cancelled."""
 
 
+class PredicateFailed(TasksError):
+    """What was to judge an attempt, in ``Retry(on=)`` or ``Retry(until=)``, raised itself."""
+
+
+class FixtureFailed(TasksError):
+    """A fixture could not be opened; nothing has run."""
+
+
 class StoreError(TasksError):
     """The store cannot be reached, or cannot do what it was asked for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from uwsgi_tasks.errors import ResultNotKept, TaskCancelled
@@ -31,6 +32,20 @@ class Tracker(Protocol):
         """Take it away, or ask it to stop; True if it will certainly not run."""
 
 
+class Near(ABC):
+    """A job in the memory of this process, which tells by itself how it stands."""
+
+    __slots__ = ()
+
+    state: State
+    result: Result | None
+    """How it ended; None before."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None, *, begun: bool) -> bool:
+        """Wait until it has ended, or *begun*; False if *timeout* seconds were over before."""
+
+
 class JobHandle:
     """A job that was submitted. Where it has run already, it knows how that ended.
 
@@ -38,13 +53,14 @@ class JobHandle:
     store will remember how it ended.
     """
 
-    __slots__ = ("_result", "_tracker", "id", "is_kept", "is_seen")
+    __slots__ = ("_near", "_result", "_tracker", "id", "is_kept", "is_seen")
 
     def __init__(
         self,
         id: str,  # noqa: A002
         result: Result | None = None,
         tracker: Tracker | None = None,
+        near: Near | None = None,
         *,
         is_seen: bool = True,
         is_kept: bool = True,
@@ -53,6 +69,7 @@ class JobHandle:
         """The name of the job, as log lines and dead letters show it."""
         self._result = result
         self._tracker = tracker
+        self._near = near
         self.is_seen, self.is_kept = is_seen, is_kept
 
     @property
@@ -62,9 +79,15 @@ class JobHandle:
         Of a job without ``result_ttl`` the spooler knows whether it waits or runs, and the dead
         letters whether it failed; a mule tells nothing.
         """
-        if self._result is not None:
-            return self._result.state
-        return self._seen().state(self.id)
+        ended = self._ended()
+        if ended is not None:
+            return ended.state
+        return self._seen().state(self.id) if self._near is None else self._near.state
+
+    def _ended(self) -> Result | None:
+        if self._result is None and self._near is not None:
+            self._result = self._near.result
+        return self._result
 
     @property
     def record(self) -> Record | None:
@@ -84,8 +107,10 @@ class JobHandle:
         """
         if until not in {None, State.RUNNING}:
             raise ValueError(f"until= takes State.RUNNING, or None for the end, not {until!r}")
-        if self._result is not None:
+        if self._ended() is not None:
             return True
+        if self._near is not None:
+            return self._near.wait(timeout, begun=until is not None)
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST
         while not self._has_come_to(until):
@@ -114,10 +139,11 @@ class JobHandle:
         cancelled, ResultNotKept if its task has no ``result_ttl``, or that is over. What cannot
         travel is raised as TaskFailed.
         """
-        if self._result is not None:
-            if self._result.state is State.CANCELLED:
-                raise self._result.error or TaskCancelled(f"job {self.id} was cancelled")
-            return self._result.value
+        if self._near is not None and not self._near.wait(timeout, begun=False):
+            raise TimeoutError(f"job {self.id} has not ended after {timeout:g} s")
+        ended = self._ended()
+        if ended is not None:
+            return self._outcome(ended)
         if not self.is_kept:
             raise ResultNotKept(
                 f"job {self.id} runs in another process, and its result is not kept: "
@@ -127,6 +153,14 @@ class JobHandle:
             raise TimeoutError(f"job {self.id} has not ended after {timeout:g} s")
         return self._seen().outcome(self.id)
 
+    def _outcome(self, ended: Result) -> Any:
+        if ended.state is State.CANCELLED:
+            raise ended.error or TaskCancelled(f"job {self.id} was cancelled")
+        # Where it succeeded all the same, its task's rules have accepted the exception.
+        if ended.state is State.FAILED and ended.error is not None:
+            raise ended.error
+        return ended.value
+
     def cancel(self, *, kill: bool = False) -> bool:
         """Cancel the job; True if it will certainly not run, or not again.
 
@@ -134,7 +168,7 @@ class JobHandle:
         answer is then False. With *kill* it is stopped, by an exception, and if that does not help
         within five seconds by the end of its process.
         """
-        if self._result is not None:
+        if self._ended() is not None:
             return False
         return self._seen().cancel(self.id, Stop.KILL if kill else Stop.ASKED)
 
@@ -147,8 +181,7 @@ class JobHandle:
         return self._tracker
 
     def __repr__(self) -> str:
+        ended = self._ended()
         return (
-            f"<JobHandle {self.id}>"
-            if self._result is None
-            else (f"<JobHandle {self.id}, {self._result.state}>")
+            f"<JobHandle {self.id}>" if ended is None else f"<JobHandle {self.id}, {ended.state}>"
         )

@@ -33,8 +33,11 @@ class Keeping:
         self._server, self._settings, self._spooler = server, settings, spooler
         self.stores: dict[tuple[str, str], Store] = {}
         """Those that are in use here, by URL and namespace."""
+        self.is_alone = False
+        """Is what others have left nothing to us, as in a test?"""
         self._found: tuple[Settings, Store] | None = None
-        self._connecting = threading.Lock()
+        # Of each process its own: one that another thread holds in a fork is never free again.
+        self._connecting: dict[int, threading.Lock] = {}
 
     @property
     def is_near(self) -> bool:
@@ -55,7 +58,7 @@ class Keeping:
 
     def _connected(self, settings: Settings) -> Store:
         key = settings.store or self._default_store(), settings.namespace
-        with self._connecting:
+        with self._connecting.setdefault(os.getpid(), threading.Lock()):
             if key not in self.stores:
                 self.stores[key] = connect(*key)
             return self.stores[key]
@@ -85,6 +88,8 @@ class Keeping:
 
     def dead_folders(self) -> list[Path]:
         """Return all folders where dead letters may have gone while the store was away."""
+        if self.is_alone:
+            return []
         folders = [SpoolDirectory(path).dead for path in self._spooler.directories()]
         if not folders:
             with contextlib.suppress(ConfigurationError, OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from uwsgi_tasks import codec
 from uwsgi_tasks.errors import ConfigurationError, DecodeError, ResultNotKept, StoreError, shown
+from uwsgi_tasks.log_lines import of, one_line
 from uwsgi_tasks.meter import Meter
 from uwsgi_tasks.model import Job, Lease, Record, Result, State, Stop
 from uwsgi_tasks.settings import Settings
@@ -60,6 +61,9 @@ class Ledger:
         self._store, self._settings, self._place, self._role = store, settings, place, role
         self.count: Callable[[str, str, float, float], None] = self._first_count
         """Counts one run: its task, its outcome, its seconds, and when it has ended."""
+        # Of each process its own: one that another thread holds in a fork is never free again.
+        # Not plain ones: a signal's handler may cancel a job, which is counted too.
+        self._counting: dict[int, threading.RLock] = {}
         self._purged_at = float("-inf")
         self._asked: tuple[str, float, Stop] = ("", 0.0, Stop.NOT)
 
@@ -74,11 +78,16 @@ class Ledger:
         try:
             known = self._store().start(job.id, job.attempt, self.worker)
         except _AWAY as error:
-            log.warning("%s: that it begins could not be kept: %s", job, error)
+            log.warning(
+                "%s: that it begins could not be kept: %s",
+                one_line(job),
+                one_line(error),
+                extra=of(job),
+            )
             return True
         if known:
             return True
-        log.warning("%s was cancelled, and does not run", job)
+        log.info("%s was cancelled, and does not run", one_line(job), extra=of(job))
         self.count(job.task, State.CANCELLED, 0.0, time.time())
         return False
 
@@ -141,7 +150,13 @@ class Ledger:
         try:
             self._store().save(record, _kept_for(job, state))
         except _AWAY as away:
-            log.warning("%s: that it is %s could not be kept: %s", job, state, away)
+            log.warning(
+                "%s: that it is %s could not be kept: %s",
+                one_line(job),
+                state,
+                one_line(away),
+                extra=of(job, executor),
+            )
         else:
             self._purge()
 
@@ -153,7 +168,7 @@ class Ledger:
             try:
                 self._store().purge(time.time() - COUNTS_KEPT)
             except _AWAY as error:
-                log.warning("what has expired could not be deleted: %s", error)
+                log.warning("what has expired could not be deleted: %s", one_line(error))
 
     def _outcome(self, result: Result) -> bytes | None:
         if not result.state.is_final:
@@ -169,7 +184,7 @@ class Ledger:
     @property
     def worker(self) -> str:
         """The present process: its machine, number and kind."""
-        return f"{socket.gethostname()}:{os.getpid()} {self._role()}".rstrip()
+        return f"{os.uname().nodename}:{os.getpid()} {self._role()}".rstrip()
 
     # ---- unique keys ------------------------------------------------------------------------
 
@@ -194,14 +209,24 @@ class Ledger:
         try:
             self._store().extend(_lease(job), until)
         except _AWAY as error:
-            log.warning("%s: its unique key could not be kept: %s", job, error)
+            log.warning(
+                "%s: its unique key could not be kept: %s",
+                one_line(job),
+                one_line(error),
+                extra=of(job),
+            )
 
     def release(self, id: str) -> None:  # noqa: A002  the job's
         """Give the unique key of a job back, if it has one."""
         try:
             self._store().release_all(id)
         except _AWAY as error:
-            log.warning("job %s: its unique key is held for up to a day: %s", id, error)
+            log.warning(
+                "job %s: its unique key is held for up to a day: %s",
+                id,
+                one_line(error),
+                extra={"job_id": id},
+            )
 
     # ---- while it runs ----------------------------------------------------------------------
 
@@ -228,23 +253,35 @@ class Ledger:
         try:
             known = question()
         except _AWAY as error:
-            log.warning("%s: the store could not be asked: %s", job, error)
+            log.warning(
+                "%s: the store could not be asked: %s",
+                one_line(job),
+                one_line(error),
+                extra=of(job),
+            )
         self._asked = (job.id, now, known)
         return known
 
     # ---- counts -----------------------------------------------------------------------------
 
     def _first_count(self, task: str, outcome: str, seconds: float, now: float) -> None:
+        with self._counting.setdefault(os.getpid(), threading.RLock()):
+            # Another thread may have been first.
+            if self.count == self._first_count:
+                self.count = self._counter()
+        # From now on without a detour, for each run pays for it.
+        self.count(task, outcome, seconds, now)
+
+    def _counter(self) -> Callable[[str, str, float, float], None]:
         folder = self._place.counts_folder() if self._settings().stats else None
         if folder is None:
-            self.count = _uncounted
-            return
+            return _uncounted
         meter = Meter(
             folder, lambda counts: self._store().count(counts), lambda: self._place.is_near
         )
-        # From now on without a detour, for each run pays for it.
-        self.count = meter.add
-        meter.add(task, outcome, seconds, now)
+        # Those run one job at a time, but for what they have threads for.
+        has_one = self._role() in {"spooler", "mule"}
+        return meter.add if has_one else meter.add_from_any_thread
 
 
 def _uncounted(_task: str, _outcome: str, _seconds: float, _now: float) -> None:

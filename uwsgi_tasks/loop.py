@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 _loops: dict[int, Any] = {}
 """The loop of this process, by its number: a fork leaves the loop's thread behind."""
-_starting = threading.Lock()
+_starting: dict[int, threading.Lock] = {}
+"""The lock of each process: one that a thread of the parent held at a fork is never free."""
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any], seconds: float | None = None) -> Any:
@@ -26,19 +29,64 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], seconds: float | None = N
         # A coroutine has called a task which runs at once, and its loop waits for us here: if we
         # waited for that loop, or one that waits for it, we would do so for ever.
         return _run_elsewhere(coroutine, seconds)
-    with _starting:
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    try:
+        return future.result(seconds)
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@contextlib.contextmanager
+def hold(resource: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
+    """Keep *resource* open, on the loop of this process, by one coroutine from begin to end.
+
+    Raises RuntimeError on that loop itself, which could not wait for it.
+    """
+    import asyncio  # noqa: PLC0415
+    from concurrent.futures import Future  # noqa: PLC0415
+
+    loop = _loop()
+    if _is_on_a_loop() and asyncio.get_running_loop() is loop:
+        raise RuntimeError("a coroutine of a task cannot wait until this is open")
+    opened: Future[Any] = Future()
+    end = asyncio.Event()
+
+    async def keep() -> None:
+        try:
+            async with resource as value:
+                opened.set_result(value)
+                await end.wait()
+        except BaseException as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+
+    keeping = asyncio.run_coroutine_threadsafe(keep(), loop)
+    try:
+        value = opened.result()
+    except BaseException:
+        keeping.cancel()
+        raise
+    try:
+        yield value
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        keeping.result()
+
+
+def _loop() -> Any:
+    """Return the loop of this process, which runs in a thread of its own."""
+    import asyncio  # noqa: PLC0415
+
+    with _starting.setdefault(os.getpid(), threading.Lock()):
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, name="uwsgi_tasks", daemon=True).start()
             _loops.clear()
             _loops[os.getpid()] = loop
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    try:
-        return future.result(seconds)
-    except BaseException:
-        future.cancel()
-        raise
+        return loop
 
 
 def _is_on_a_loop() -> bool:

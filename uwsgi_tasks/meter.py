@@ -8,11 +8,14 @@ import logging
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import get_native_id
 
 from uwsgi_tasks.errors import TasksError
+from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.model import Count
 
 log = logging.getLogger(__name__)
@@ -39,21 +42,44 @@ class Meter:
 
     *save* takes them when the file is full, and at the end of each minute if *is_near* says that
     the store is at hand. It raises TasksError.
+
+    One meter is for either `add` or `add_from_any_thread`; both may be called by any thread.
     """
 
     def __init__(self, folder: Path, save: Save, is_near: Callable[[], bool]) -> None:
         self._folder, self._save, self._is_near = folder, save, is_near
         self._map: mmap.mmap | None = None
-        self._pid = 0
+        # Of each process its own: one that another thread holds in a fork is never free again.
+        # Not plain ones: a signal's handler may count too.
+        self._locks: dict[int, threading.RLock] = {}
+        self._others: Meter | None = None
+        self._pid = self._thread = 0
         self._minute = 0
         self._until = 0.0
         self._used = 0
         self._slots: dict[tuple[str, str], int] = {}
         self._numbers: memoryview[float] = memoryview(b"").cast("d")
 
+    def add_from_any_thread(self, task: str, outcome: str, seconds: float, now: float) -> None:
+        """Count one run where several threads do so all the time, one after the other."""
+        pid = os.getpid()
+        with self._lock(pid):
+            if self._pid != pid:
+                self._open()
+            # The file is its own as long as it holds the lock.
+            self._thread = get_native_id()
+            self.add(task, outcome, seconds, now)
+
     def add(self, task: str, outcome: str, seconds: float, now: float) -> None:
-        """Count one run, which has just ended."""
-        if now >= self._until or self._pid != os.getpid():
+        """Count one run where nearly all are of one thread: the first, which waits for nobody.
+
+        All others count in another file, one after the other.
+        """
+        # A thread's number is the only one in the system: in a fork it is another one too.
+        if self._thread != get_native_id() and not self._is_ours():
+            self._others_here().add_from_any_thread(task, outcome, seconds, now)
+            return
+        if now >= self._until:
             self._turn(now)
         at = self._slots.get((task, outcome))
         if at is None:
@@ -65,10 +91,25 @@ class Meter:
         if seconds > numbers[at + _SLOWEST]:  # noqa: PLR1730  max() takes twice as long
             numbers[at + _SLOWEST] = seconds
 
+    def _lock(self, pid: int) -> threading.RLock:
+        return self._locks.get(pid) or self._locks.setdefault(pid, threading.RLock())
+
+    def _is_ours(self) -> bool:
+        """Is the present thread the first of its process that counts?"""
+        pid = os.getpid()
+        with self._lock(pid):
+            if self._pid != pid:
+                self._open()
+        return self._thread == get_native_id()
+
+    def _others_here(self) -> Meter:
+        with self._lock(os.getpid()):
+            if self._others is None:
+                self._others = Meter(self._folder, self._save, self._is_near)
+            return self._others
+
     def _turn(self, now: float) -> None:
-        """Begin another minute, or another process."""
-        if self._pid != os.getpid():
-            self._open()
+        """Begin another minute."""
         if self._slots and self._is_near():
             self.flush()
         self._minute = int(now) // _MINUTE * _MINUTE
@@ -82,7 +123,7 @@ class Meter:
         try:
             self._save(list(_read(self._map)))
         except TasksError as error:
-            log.warning("what was counted stays in %s: %s", self._folder, error)
+            log.warning("what was counted stays in %s: %s", self._folder, one_line(error))
             return
         # Killed in between, these are counted twice: better than not at all.
         self._map[:] = bytes(len(self._map))
@@ -104,13 +145,15 @@ class Meter:
         return at
 
     def _open(self) -> None:
-        self._pid, self._used, self._slots = os.getpid(), 0, {}
         try:
             self._map = mmap.mmap(self._own_file(), _SLOT * _SLOTS)
         except OSError as error:
-            log.warning("what this process counts is lost with it: %s", error)
+            log.warning("what this process counts is lost with it: %s", one_line(error))
             self._map = mmap.mmap(-1, _SLOT * _SLOTS)
         self._numbers = memoryview(self._map).cast("d")
+        # In the end: a signal's handler that counts meanwhile opens a file for itself.
+        self._used, self._until, self._slots = 0, 0.0, {}
+        self._thread, self._pid = get_native_id(), os.getpid()
 
     def _own_file(self) -> int:
         self._folder.mkdir(mode=0o700, exist_ok=True)

@@ -22,6 +22,7 @@ class TaskExecutor(StrEnum):
     AUTO = "auto"
     SPOOLER = "spooler"
     MULE = "mule"
+    THREAD = "thread"
     RUNTIME = "runtime"
 
 
@@ -98,6 +99,10 @@ class Job(NamedTuple):
     """While it waits or runs, a call with the same key is this one."""
     durable: bool = False
     """Is it to be on the disk before its caller goes on?"""
+    began_at: float | None = None
+    """When the first attempt began, in seconds since 1970; None while that is to come."""
+    headers: dict[str, Any] | None = None
+    """What hooks of the caller's side say to the middlewares."""
 
     def __str__(self) -> str:
         return f"{self.task}[{self.id}]"
@@ -115,6 +120,23 @@ class Result:
     attempt: int
     value: Any = None
     error: BaseException | None = None
+    """What it raised; also where ``Retry(until=)`` accepted that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One turn of ``for attempt in task.attempts(...)``."""
+
+    number: int
+    """From 1."""
+    state: State
+    """RETRYING if another one follows."""
+    value: Any = None
+    """What the function returned."""
+    exception: BaseException | None = None
+    """What it raised."""
+    wait: float | None = None
+    """Seconds until the next attempt is due, by the rules of its `Retry`; None after the last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

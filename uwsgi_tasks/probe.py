@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import platform
 import re
 import sys
 import time
@@ -226,7 +225,7 @@ def answer(
         pid=os.getpid(),
         role=server.role,
         loaded_in="spooler" if os.getpid() == _LOADED_BY else "master",
-        python=platform.python_version(),
+        python=sys.version.split()[0],
         uwsgi=server.version,
         is_pyuwsgi="pyuwsgi" in sys.modules,
         has_threads=server.has_threads,

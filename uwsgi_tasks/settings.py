@@ -24,6 +24,13 @@ class Settings:
 
     executor: str = "auto"
     """What AUTO means: ``auto`` (spooler, else mule, else at once) or an executor's name."""
+    fallback: str = "runtime"
+    """Where AUTO goes if there is neither spooler nor mule, as under ``runserver``: ``runtime``,
+    at once in the call, or ``thread``, in the background of this process."""
+    threads: int = 4
+    """Threads of each process that run the jobs of ``executor="thread"``."""
+    thread_grace: float = 30
+    """Seconds for which a process that ends finishes such jobs."""
     spooler_dir: str | Path | None = None
     """Outside uWSGI: the spooler directory of the server that shall run what is submitted."""
     dead_dir: str | Path | None = None
@@ -71,18 +78,25 @@ class Settings:
             raise ConfigurationError(
                 f"namespace takes up to 30 of a-z, 0-9 and _, not {self.namespace!r}"
             )
+        if self.fallback not in _FALLBACKS:
+            raise ConfigurationError(f"fallback is runtime or thread, not {self.fallback!r}")
         object.__setattr__(self, "signer", _signer(self.secret))
 
     def _check_numbers(self) -> None:
-        for name, least in (("crash_limit", 1), ("spooler_frequency", 1)):
+        for name, least in (("crash_limit", 1), ("spooler_frequency", 1), ("threads", 1)):
             value = getattr(self, name)
             if name == "spooler_frequency" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(f"{name} must be a whole number from {least}: {value!r}")
-        ttl = self.result_ttl
-        if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 <= ttl < _FOREVER:
-            raise ConfigurationError(f"result_ttl must be seconds, 0 for none, not {ttl!r}")
+        for name in ("result_ttl", "thread_grace"):
+            given = getattr(self, name)
+            if (
+                isinstance(given, bool)
+                or not isinstance(given, (int, float))
+                or not 0 <= given < _FOREVER
+            ):
+                raise ConfigurationError(f"{name} must be seconds, 0 for none, not {given!r}")
 
 
 def _signer(secret: Any) -> Signer | None:
@@ -98,6 +112,7 @@ def _signer(secret: Any) -> Signer | None:
     return Signer(secrets)
 
 
+_FALLBACKS = ("runtime", "thread")
 _SWITCHES = ("renice", "accept_legacy", "stats")
 _NAMESPACE = re.compile(r"[a-z0-9_]{0,30}")
 _LEAST_SECRET = 8
@@ -148,17 +163,19 @@ def _parsed(name: str, value: str) -> Any:
             return json.loads(value)
         except ValueError as error:
             raise ConfigurationError(f"{_PREFIX}SECRET is no list in JSON") from error
-    if name == "result_ttl":
+    if name in {"result_ttl", "thread_grace"}:
         try:
             return float(value)
         except ValueError as error:
-            raise ConfigurationError(f"{_PREFIX}RESULT_TTL must be seconds: {value!r}") from error
+            raise ConfigurationError(
+                f"{_PREFIX}{name.upper()} must be seconds: {value!r}"
+            ) from error
     if name in _SWITCHES:
         word = value.lower()
         if word not in {"1", "0", "true", "false", "yes", "no", "on", "off"}:
             raise ConfigurationError(f"{_PREFIX}{name.upper()} must be true or false: {value!r}")
         return word in {"1", "true", "yes", "on"}
-    if name in {"crash_limit", "spooler_frequency"}:
+    if name in {"crash_limit", "spooler_frequency", "threads"}:
         if name == "spooler_frequency" and value.lower() in {"", "none"}:
             return None
         try:

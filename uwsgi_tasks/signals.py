@@ -16,7 +16,8 @@ from functools import update_wrapper
 from types import CoroutineType
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
-from uwsgi_tasks.errors import InvalidTask
+from uwsgi_tasks import log_lines
+from uwsgi_tasks.errors import InvalidTask, shown
 from uwsgi_tasks.loop import run_coroutine
 from uwsgi_tasks.server import Server
 
@@ -143,8 +144,15 @@ class SignalTask(ABC, Generic[P, R]):
             if type(value) is CoroutineType:
                 run_coroutine(value)  # type: ignore[arg-type]
         # uWSGI has nobody to tell; the next turn comes all the same.
-        except Exception:
-            log.exception("%s failed on signal %d", self.name, number)
+        except Exception as error:
+            log.error(  # noqa: TRY400  the frames are the task's
+                "%s failed on signal %d: %s",
+                self.name,
+                number,
+                log_lines.one_line(shown(error)),
+                exc_info=log_lines.from_the_task_on(error),
+                extra={"task_name": self.name},
+            )
 
     def __call__(self) -> bool:
         """Start it; False if it is running already, or cannot. Raises InvalidTask."""

@@ -11,10 +11,13 @@ from typing import Any
 from uwsgi_tasks.errors import InvalidTask, SubmitError, TasksError
 from uwsgi_tasks.executors import Executor
 from uwsgi_tasks.executors.mule import MuleExecutor
+from uwsgi_tasks.executors.runtime import RuntimeExecutor, pause
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
-from uwsgi_tasks.handle import JobHandle
+from uwsgi_tasks.handle import JobHandle, Near
 from uwsgi_tasks.ledger import Ledger
-from uwsgi_tasks.model import Job, Result, State, TaskExecutor, new_id
+from uwsgi_tasks.log_lines import one_line
+from uwsgi_tasks.model import Attempt, Job, Result, State, TaskExecutor, new_id
+from uwsgi_tasks.onion import Onion
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.spool_file import pack_raw
@@ -29,6 +32,8 @@ UNREACHABLE = (
     "module that can be imported, or use executor=TaskExecutor.RUNTIME; name= is for a function "
     "that the spoolers and mules have declared under that name"
 )
+_FLEETING = {TaskExecutor.AUTO, TaskExecutor.RUNTIME, TaskExecutor.THREAD}
+"""Executors of dead letters whose process may be gone."""
 _RESUBMITTED = {
     "executor", "at", "priority", "spooler", "mule", "working_dir", "retry_count",
     "retry_timeout", "expires", "result_ttl", "durable",
@@ -45,7 +50,7 @@ class Submitting:
     diversion: Executor | None = None
     """Takes all calls, while it is set."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all that a call may have to do with
         self,
         server: Server,
         settings: Callable[[], Settings],
@@ -53,19 +58,24 @@ class Submitting:
         *,
         spooler: SpoolerExecutor,
         mule: MuleExecutor,
+        stand_in: RuntimeExecutor,
         ledger: Ledger,
         tracker: Tracker,
         warn: Callable[[str], None],
+        onion: Onion,
     ) -> None:
         self._server, self._settings, self._executor = server, settings, executor
-        self._spooler, self._mule = spooler, mule
+        self._spooler, self._mule, self._stand_in = spooler, mule, stand_in
         self._ledger, self._tracker, self._warn = ledger, tracker, warn
+        self._onion = onion
 
     def submit(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> JobHandle:
         """Submit one call. Raises SubmitError; where it runs at once, what the task raises."""
         job = task.job(new_id(), args, kwargs)
+        if self._onion.hooks:
+            job = self._onion.headed(job)
         route = task.route
         if route is None or route[0] is not self._settings():
             route = self._find_route(task)
@@ -83,12 +93,27 @@ class Submitting:
         holder = self._claim(job)
         if holder is not None:
             return self.handle(job._replace(id=holder), executor, ())
-        if job.result_ttl and not (executor is not None and executor.tracks):
-            # Before it is submitted: a fast worker may be done before us.
-            self._ledger.queued(job, executor.name if executor else TaskExecutor.AUTO)
-        with self._claimed(job):
-            results = executor.submit((job,)) if executor else self._submit_auto(task, (job,))
+        jobs = (job,)
+        with self._claimed(job), self._queued(jobs, executor):
+            results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
         return self.handle(job, executor, results)
+
+    @contextlib.contextmanager
+    def _queued(self, jobs: Sequence[Job], executor: Executor | None) -> Iterator[None]:
+        """Have the store know of *jobs*, for as long as they are not refused, if it must."""
+        if not jobs[0].result_ttl or (executor is not None and executor.tracks):
+            yield
+            return
+        # Before they are submitted: a fast worker may be done before us.
+        for job in jobs:
+            self._ledger.queued(job, executor.name if executor else TaskExecutor.AUTO)
+        try:
+            yield
+        except BaseException:
+            for job in jobs:
+                with contextlib.suppress(TasksError):
+                    self._ledger.forget(job.id)
+            raise
 
     def _claim(self, job: Job) -> str | None:
         """Claim the unique key of *job*, if it has one; return the id of the job that has it."""
@@ -121,6 +146,8 @@ class Submitting:
             # Each is a question of its own, and some are there already.
             return [self.submit(task, args, {}) for args in calls]
         first = task.job(new_id(), calls[0], {})
+        if self._onion.hooks:
+            first = self._onion.headed(first)
         if keeps and first.result_ttl is None:
             first = first._replace(result_ttl=self._settings().result_ttl)
         key, name, _, *rest = first
@@ -129,10 +156,8 @@ class Submitting:
             tuple.__new__(Job, (f"{key}.{number}", name, args, *rest))
             for number, args in enumerate(calls)
         ]
-        if keeps and not (executor is not None and executor.tracks):
-            for job in jobs:
-                self._ledger.queued(job, executor.name if executor else TaskExecutor.AUTO)
-        results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
+        with self._queued(jobs, executor):
+            results = executor.submit(jobs) if executor else self._submit_auto(task, jobs)
         if not results:
             model = self.handle(first, executor, ())
             tracker, seen, kept = self._tracker, model.is_seen, model.is_kept
@@ -141,17 +166,46 @@ class Submitting:
             self.handle(job, executor, (result,)) for job, result in zip(jobs, results, strict=True)
         ]
 
-    def handle(self, job: Job, executor: Executor | None, results: Sequence[Result]) -> JobHandle:
+    def handle(
+        self, job: Job, executor: Executor | None, results: Sequence[Result | Near]
+    ) -> JobHandle:
         """Return the handle of what *executor* took. Raises what a job raised that has run."""
         if not results:
             is_kept = bool(job.result_ttl)
             is_seen = is_kept or (executor is not None and executor.tracks)
             return JobHandle(job.id, None, self._tracker, is_seen=is_seen, is_kept=is_kept)
         result = results[0]
+        if isinstance(result, Near):
+            return JobHandle(job.id, None, self._tracker, result)
         # What was cancelled has not run, and the caller may want to go on.
-        if result.error is not None and result.state is not State.CANCELLED:
+        if result.error is not None and result.state is State.FAILED:
             raise result.error
         return JobHandle(job.id, result, self._tracker)
+
+    def attempts(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Attempt]:
+        """Make the attempts at one call, here and now, one per turn of a loop."""
+        declared = task
+        if task.options.unique is not None:
+            # Not even asked for its key: that is a function of the user's, which may raise.
+            task = task.using(unique=None)
+        # Now, not at the first turn: whatever is counted from the call begins here.
+        job = task.job(new_id(), args, kwargs)._replace(at=None, delay=None)
+        return self._attempts(self._onion.headed(job), declared)
+
+    def _attempts(self, job: Job, _held: Task[..., Any]) -> Iterator[Attempt]:
+        # A local function is a task for as long as somebody has it: here the loop has.
+        for result, following in self._stand_in.attempts(job):
+            if isinstance(result.error, (KeyboardInterrupt, SystemExit)):
+                raise result.error
+            yield Attempt(
+                number=result.attempt,
+                state=result.state,
+                value=result.value,
+                exception=result.error,
+                wait=None if following is None else pause(following),
+            )
 
     def put_back(self, variables: bytes, body: bytes) -> None:
         """Put a spool file back that is not ours. Raises SubmitError."""
@@ -162,7 +216,10 @@ class Submitting:
         given = options(changes)
         if "executor" in changes:
             executor = given.executor
-        if executor in {TaskExecutor.AUTO, TaskExecutor.RUNTIME}:
+        # Whoever submits it again may be a program that ends at once: none that keeps it in memory.
+        if executor in _FLEETING and "executor" not in changes and self._spooler.ready():
+            executor = TaskExecutor.SPOOLER
+        elif executor == TaskExecutor.AUTO:
             executor = TaskExecutor.SPOOLER if self._spooler.ready() else TaskExecutor.RUNTIME
         now = time.time()
         for name in changes:
@@ -171,8 +228,13 @@ class Submitting:
             if name in Job._fields and name not in {"at", "unique"}:
                 job = job._replace(**{name: getattr(given, name)})
         at, delay = due(given.at, now)
+        if "at" not in changes and job.at is not None and job.at > now:
+            # Its time had not come when its process ended.
+            at = job.at
         expires_at = due(given.expires, now, name="expires")[0]
-        job = job._replace(submitted_at=now, at=at, delay=delay, expires_at=expires_at)
+        # A letter that a crash has left holds the job as it was then, in a later attempt.
+        job = job._replace(attempt=1, began_at=None, submitted_at=now)
+        job = job._replace(at=at, delay=delay, expires_at=expires_at)
         chosen = self.diversion or self._executor(executor)
         holder = self._claim(job)
         if holder is not None:
@@ -181,9 +243,8 @@ class Submitting:
             chosen.forget(job.id)
             if job.result_ttl:
                 self._ledger.forget(job.id)
-                if not chosen.tracks:
-                    self._ledger.queued(job, chosen.name)
-            results = chosen.submit((job,))
+            with self._queued((job,), chosen):
+                results = chosen.submit((job,))
         return self.handle(job, chosen, results)
 
     def _find_route(self, task: Task[..., Any]) -> tuple[Settings, Executor | None, bool]:
@@ -209,33 +270,45 @@ class Submitting:
         if name == TaskExecutor.AUTO:
             chosen = self._spooler if self._spooler.ready() else None
             if not self._server.present and chosen is None:
-                chosen = self._at_once()
+                chosen = self._at_home(durable=task.options.durable)
         else:
             chosen = self._executor(name)
             if chosen.travels and not self._server.present and not chosen.ready():
-                chosen = self._at_once()
+                chosen = self._at_home(durable=task.options.durable)
         return chosen
 
-    def _submit_auto(self, task: Task[..., Any], jobs: Sequence[Job]) -> Sequence[Result]:
+    def _submit_auto(self, task: Task[..., Any], jobs: Sequence[Job]) -> Sequence[Result | Near]:
         """Try a mule, and run *jobs* here if there is none, or it does not take them."""
         if self._mule.ready() and not jobs[0].durable:
             try:
                 return self._mule.submit(jobs)
             except SubmitError as error:
-                log.warning("%s runs at once, in the caller's process: %s", task.name, error)
-        return self._at_once().submit(jobs)
+                log.warning(
+                    "%s runs in the caller's process: %s",
+                    task.name,
+                    one_line(error),
+                    extra={"task_name": task.name},
+                )
+        return self._at_home(durable=jobs[0].durable).submit(jobs)
 
-    def _at_once(self) -> Executor:
+    def _at_home(self, *, durable: bool) -> Executor:
+        """Return what runs jobs in the process of the caller, as the settings say."""
+        # What must not be lost has run when the call returns.
+        if self._settings().fallback == TaskExecutor.THREAD and not durable:
+            found = self._executor(TaskExecutor.THREAD)
+            if found.ready():
+                return found
         self._warn(
             "this uWSGI has no spooler and no mule that answers: tasks run at once, in the "
             "process of the caller"
             if self._server.present
             else "uWSGI is not running here: tasks run at once, in the process of the caller"
         )
-        return self._executor(TaskExecutor.RUNTIME)
+        return self._stand_in
 
     def follow(self, executor: Executor, job: Job) -> JobHandle:
-        """Submit *job*, which the job being run asks for."""
-        if job.result_ttl and not executor.tracks:
-            self._ledger.queued(job, executor.name)
-        return self.handle(job, executor, executor.follow(job))
+        """Submit *job*, which the job being run asks for, and whose headers it has."""
+        job = self._onion.headed(job)
+        with self._queued((job,), executor):
+            results = executor.follow(job)
+        return self.handle(job, executor, results)

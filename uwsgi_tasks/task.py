@@ -7,7 +7,7 @@ import inspect
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from uwsgi_tasks.errors import InvalidTask, Unpicklable
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import Job, TaskExecutor
+from uwsgi_tasks.model import Attempt, Job, TaskExecutor
 from uwsgi_tasks.retry import Retry
 from uwsgi_tasks.times import due, seconds
 
@@ -63,7 +63,9 @@ class Options:
     durable: bool = False
 
     obeys_codes: bool = field(init=False)
-    """Does the value that the function returns say whether it is to run again?"""
+    """May the number that the function returns be an order to run it again?"""
+    is_judged: bool = field(init=False)
+    """Must the value that the function returns be looked at?"""
     waits: bool = field(init=False)
     """Do its retries wait?"""
 
@@ -85,6 +87,8 @@ class Options:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidTask(f"{name}= is True or False, not {getattr(self, name)!r}")
         self._set("obeys_codes", self.spooler_return or self.retry_count is not None)
+        judges = self.retry is not None and self.retry.until is not None
+        self._set("is_judged", self.obeys_codes or judges)
         self._set("waits", bool(self.retry_timeout or (self.retry and self.retry.wait(1))))
 
     def _set(self, name: str, value: Any) -> None:
@@ -186,6 +190,11 @@ class Submitter(Protocol):
     def submit_all(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[JobHandle]:
         """Submit all of *calls*, or raise SubmitError and take none."""
 
+    def attempts(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Attempt]:
+        """Make the attempts at one call, here and now, one per turn of a loop."""
+
 
 class Task(Generic[P, R]):
     """A declared function. Calling it submits a job, and returns its handle.
@@ -221,6 +230,8 @@ class Task(Generic[P, R]):
             given.result_ttl,
             None,
             given.durable,
+            None,
+            None,
         )
         app.check(self)
 
@@ -236,6 +247,15 @@ class Task(Generic[P, R]):
         """
         calls = list(zip(*iterables, strict=False))
         return self._app.submit_all(self, calls) if calls else []
+
+    def attempts(self, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Attempt]:
+        """Make the attempts at a call by hand: here and now, one per turn of the loop.
+
+        The rules of its `Retry` say when there is no other. Nobody waits: ``attempt.wait`` says
+        how long to sleep. What the function raises is in ``attempt.exception``, and never raised,
+        but for what is to end the program (KeyboardInterrupt, SystemExit).
+        """
+        return self._app.attempts(self, args, kwargs)
 
     def using(self, **changes: Any) -> Task[P, R]:
         """Return this task with other options. Raises InvalidTask.
@@ -287,6 +307,11 @@ class Task(Generic[P, R]):
         return str(key)
 
     @property
+    def is_coroutine(self) -> bool:
+        """Does a call of the function make a coroutine?"""
+        return inspect.iscoroutinefunction(inspect.unwrap(self.func))
+
+    @property
     def is_importable(self) -> bool:
         """Can another process find it, by importing its module?"""
         if self.options.name is not None:
@@ -328,7 +353,7 @@ def declared_at(func: Callable[..., Any]) -> tuple[str, int]:
 def task_name(func: Callable[..., Any]) -> str:
     """Return ``module.qualname``, with the module by which other processes can import it."""
     qualname = getattr(func, "__qualname__", None)
-    if qualname is None:
+    if qualname is None or func.__module__ is None:
         raise InvalidTask(f"{func!r} has no name of its own: give it one with name=")
     return f"{_module_name(func)}.{qualname}"
 

@@ -7,7 +7,6 @@ import heapq
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -178,7 +177,7 @@ class Waiting:
             priority=priority,
             calls=1 if id is not None else len(jobs) - done,
             place=str(self._files.path),
-            worker=f"{socket.gethostname()}:{here.pid} spooler" if here else None,
+            worker=f"{os.uname().nodename}:{here.pid} spooler" if here else None,
             started_at=here.started_at if here else None,
             done=here.done if here else None,
             total=here.total if here else None,

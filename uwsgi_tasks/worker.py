@@ -9,15 +9,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from uwsgi_tasks import codec
+from uwsgi_tasks import codec, log_lines
 from uwsgi_tasks.current import CurrentTask, Surroundings, alone, current_task
 from uwsgi_tasks.errors import (
     DecodeError,
     NotKept,
+    PredicateFailed,
     RetryTaskException,
     TaskCancelled,
     TaskNotFound,
@@ -30,11 +32,13 @@ from uwsgi_tasks.ledger import Ledger
 from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.loop import run_coroutine
 from uwsgi_tasks.model import SPOOL_IGNORE, SPOOL_RETRY, DeadLetter, Job, Result, State, Stop
+from uwsgi_tasks.onion import Onion
+from uwsgi_tasks.retry import Outcome, Retry
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.signing import Signer
 from uwsgi_tasks.spool_file import new_id, pack_variables
 from uwsgi_tasks.task import Options, Task
-from uwsgi_tasks.times import END
+from uwsgi_tasks.times import END, seconds
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,9 @@ Keep = Callable[[DeadLetter], str]
 """Keeps a dead letter, and says where. Raises OSError or TasksError."""
 
 _PLAIN_AT = Job._fields.index("expires_at")
-_PLAIN = tuple(Job._field_defaults[name] for name in Job._fields[_PLAIN_AT:])
-"""The last fields of a job that wants no more than a run: each job is compared with them."""
+_PLAIN_END = Job._fields.index("headers")
+_PLAIN = tuple(Job._field_defaults[name] for name in Job._fields[_PLAIN_AT:_PLAIN_END])
+"""Those fields of a job that wants no more than a run: each job is compared with them."""
 # A plain text: the hash of an enumeration's member is a call of Python code.
 _SUCCEEDED = State.SUCCEEDED.value
 _POLL = 1.0
@@ -59,26 +64,43 @@ class Verdict:
     state: State
     following: Job | None = None
     reason: str = ""
+    error: TasksError | None = None
+    """What went wrong when the outcome was judged."""
 
 
 def decide(
     job: Job, options: Options, value: object, error: BaseException | None, now: float
 ) -> Verdict:
-    """Say what follows when an attempt returned *value*, or raised *error*."""
+    """Say what follows when an attempt returned *value*, or raised *error*.
+
+    *job* says in ``began_at`` when the first attempt began.
+    """
     if isinstance(error, TaskCancelled):
         return Verdict(state=State.CANCELLED, reason=str(error))
+    asked = _request(job, options, value, error, now)
+    if asked is not None:
+        return asked
+    if options.retry is not None:
+        return _judged(job, options.retry, value, error, now)
+    if error is None:
+        return Verdict(state=State.SUCCEEDED)
+    return Verdict(state=State.FAILED, reason=_last(job))
+
+
+def _request(
+    job: Job, options: Options, value: object, error: BaseException | None, now: float
+) -> Verdict | None:
+    """Say what follows if the task itself asked for something; None if it did not."""
     if isinstance(error, RetryTaskException):
         count = job.retry_count if error.count is None else error.count
         return _asked(job, options, count, error.timeout, now)
-    if error is not None:
-        return _failed(job, options, error, now)
     # Their own types only: True, 1.0 or a number that happens to be -1 are values.
     if (options.obeys_codes or job.retry_count is not None) and type(value) is int:
         if value == SPOOL_RETRY:
             return _asked(job, options, job.retry_count, None, now, endless=options.spooler_return)
         if value == SPOOL_IGNORE and options.spooler_return:
             return Verdict(state=State.CANCELLED, reason="it returned SPOOL_IGNORE")
-    return Verdict(state=State.SUCCEEDED)
+    return None
 
 
 def _asked(
@@ -109,23 +131,67 @@ def _asked(
             else f"it asked for another attempt after number {job.attempt}, the last one"
         )
         return Verdict(state=State.FAILED, reason=reason)
+    late = _too_late(job, options.retry if count is None else None, now + wait)
+    if late:
+        return Verdict(state=State.FAILED, reason=late)
     following = job.again(
         at=min(now + wait, END - 1) if wait else None,
         retry_count=None if count is None else count - 1,
         retry_timeout=timeout,
     )
-    return Verdict(state=State.RETRYING, following=following)
+    return Verdict(state=State.RETRYING, following=following, reason="asked for another")
 
 
-def _failed(job: Job, options: Options, error: BaseException, now: float) -> Verdict:
-    retry = options.retry
-    if retry is not None and isinstance(error, retry.on) and retry.allows(job.attempt):
-        wait = retry.wait(job.attempt)
-        at = min(now + wait, END - 1) if wait else None
-        if job.expires_at is None or now + wait <= job.expires_at:
-            return Verdict(state=State.RETRYING, following=job.again(at=at))
-        return Verdict(state=State.FAILED, reason="it expires before it could be tried again")
-    return Verdict(state=State.FAILED, reason=f"attempt {job.attempt} was the last one")
+def _judged(
+    job: Job, retry: Retry, value: object, error: BaseException | None, now: float
+) -> Verdict:
+    """Say what follows by the rules of *retry*."""
+    # What is to end the program is no outcome that anybody could accept.
+    is_end = isinstance(error, (KeyboardInterrupt, SystemExit))
+    outcome = Outcome(value=value, exception=error, attempt=job.attempt)
+    try:
+        if not is_end and retry.accepts(outcome):
+            return Verdict(state=State.SUCCEEDED)
+        if error is not None and not retry.takes(error):
+            return Verdict(state=State.FAILED, reason="Retry(on=) does not take it")
+    except PredicateFailed as failed:
+        if error is not None:
+            failed.add_note(f"It was to judge attempt {job.attempt}, which raised {shown(error)}")
+        return Verdict(state=State.FAILED, reason=str(failed), error=failed)
+    verdict = _failed(job, retry, now)
+    if error is None and verdict.following is None:
+        # Never the value: it may be long, or a secret.
+        shape = "None" if value is None else f"a value of type {type(value).__name__}"
+        unmet = f"it returned {shape}, which Retry(until=) does not accept; {verdict.reason}"
+        return replace(verdict, reason=unmet)
+    return verdict
+
+
+def _failed(job: Job, retry: Retry, now: float) -> Verdict:
+    if not retry.allows(job.attempt):
+        return Verdict(state=State.FAILED, reason=_last(job))
+    wait = retry.wait(job.attempt)
+    reason = _too_late(job, retry, now + wait)
+    if reason:
+        return Verdict(state=State.FAILED, reason=reason)
+    at = min(now + wait, END - 1) if wait else None
+    return Verdict(state=State.RETRYING, following=job.again(at=at))
+
+
+def _too_late(job: Job, retry: Retry | None, at: float) -> str:
+    """Say why no attempt may begin as late as *at*; nothing if it may."""
+    if job.expires_at is not None and at > job.expires_at:
+        return "it expires before it could be tried again"
+    # Judged after an attempt alone: one is always made.
+    if retry is not None and retry.timeout is not None and job.began_at is not None:
+        limit = seconds(retry.timeout, "timeout")
+        if at > job.began_at + limit:
+            return f"the next attempt would begin later than {limit:g} s after the first one"
+    return ""
+
+
+def _last(job: Job) -> str:
+    return f"attempt {job.attempt} was the last one"
 
 
 class Worker:
@@ -134,6 +200,7 @@ class Worker:
     *find* returns the task of a name or raises TaskNotFound; *tasks* holds those that it has
     found already. *keep* keeps dead letters, and says where; *ledger* all else that is kept.
     *limit* has uWSGI end this process after so many seconds, should our own alarm not be heard.
+    *onion* is what surrounds each attempt.
     """
 
     def __init__(
@@ -147,11 +214,12 @@ class Worker:
         settings: Callable[[], Settings],
         limit: Callable[[float | None], None],
         tracks: bool,
+        onion: Onion,
     ) -> None:
         self._surroundings, self._executor = surroundings, surroundings.executor
         self._tasks, self._find, self._keep = tasks, find, keep
         self._ledger, self._settings, self._limit = ledger, settings, limit
-        self._tracks = tracks
+        self._tracks, self._onion = tracks, onion
 
     # ---- what an executor calls -------------------------------------------------------------
 
@@ -168,7 +236,7 @@ class Worker:
 
         *job* is number *index* of *payload*, from which it is read again should it have to go on:
         what a task has done to its arguments is no part of the call. The working directory is the
-        job's when this returns. Raises NotKept.
+        job's when this returns. Raises NotKept, and FixtureFailed before anything is done.
         """
         task = self._tasks.get(job.task)
         if task is None:
@@ -177,6 +245,9 @@ class Worker:
             except TaskNotFound as missing:
                 self._lay_out(job, missing, "")
                 return None
+        wraps = self._onion.wraps
+        if wraps:
+            self._onion.open()
         asks = _asks(job, task)
         if asks and not self._admits(job, bury=True):
             return None
@@ -187,7 +258,9 @@ class Worker:
                 _renew_connections()
             if job.working_dir is not None:
                 _change_directory(job, job.working_dir)
-            value, error = self._attempt(task, job) if asks else _attempt(task, job)
+            value, error = (
+                self._attempt(task, job, current) if asks or wraps else _attempt(task, job)
+            )
         # It was to be killed just before the function began, or just after it had returned.
         except TaskCancelled as cancelled:
             value, error = None, cancelled
@@ -202,13 +275,17 @@ class Worker:
         return self._settle(task, job, value, error, began, bury=True)[1]
 
     def perform(
-        self, job: Job, payload: bytes, index: int = 0, *, bury: bool = False
+        self, job: Job, payload: bytes | None = None, index: int = 0, *, bury: bool = False
     ) -> tuple[Result, Job | None]:
         """Make one attempt for a caller who waits; whatever it raises is in the result.
 
-        *job* is number *index* of *payload*, as for `run`.
+        *job* is number *index* of *payload*, as for `run`. Raises FixtureFailed before anything
+        is done.
         """
-        task = self._find(job.task)
+        task = self.find(job.task)
+        wraps = self._onion.wraps
+        if wraps:
+            self._onion.open()
         asks = _asks(job, task)
         if asks and not self._admits(job, bury=bury):
             error = TaskCancelled(f"{job} was cancelled, or had expired")
@@ -216,12 +293,30 @@ class Worker:
         current = CurrentTask(job, self._surroundings)
         token = current_task.set(current)
         began = time.time()
+        # In the background, where no request does so.
+        if bury and "django.db" in sys.modules:
+            _renew_connections()
         try:
-            value, raised = self._attempt(task, job) if asks else _attempt(task, job)
+            value, raised = (
+                self._attempt(task, job, current) if asks or wraps else _attempt(task, job)
+            )
         finally:
             current_task.reset(token)
+        if raised is None and not asks and not _speaks(task, current):
+            now = time.time()
+            self._ledger.count(task.name, _SUCCEEDED, now - began, now)
+            return Result(state=State.SUCCEEDED, attempt=job.attempt, value=value), None
         job = _unspoilt(current.job, payload, index, self._settings().signer)
         return self._settle(task, job, value, raised, began, bury=bury)
+
+    def find(self, name: str) -> Task[..., Any]:
+        """Return the task of this name. Raises TaskNotFound."""
+        return self._tasks.get(name) or self._find(name)
+
+    def is_endless(self, job: Job) -> bool:
+        """May attempts at *job* follow one another for ever?"""
+        retry = self.find(job.task).options.retry
+        return job.retry_count is None and (retry is None or retry.attempts == 0)
 
     def bury(self, job: Job, reason: str) -> None:
         """Make *job* a dead letter. Raises NotKept."""
@@ -229,7 +324,8 @@ class Worker:
 
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
-        log.info("%s was cancelled", job)
+        fields = log_lines.of(job, self._executor)
+        log.info("%s was cancelled", log_lines.one_line(job), extra=fields)
         self._ledger.ends(job, self._executor, Result(state=State.CANCELLED, attempt=job.attempt))
         self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
 
@@ -251,8 +347,14 @@ class Worker:
             variables=pack_variables(variables) if variables else b"",
         )
         where = self._kept(letter)
-        log.error("%s: %d bytes were not run: %s; they are kept in %s",
-                  task or "no task", len(payload), reason, where)  # fmt: skip
+        log.error(
+            "%s: %d bytes were not run: %s; they are kept in %s",
+            log_lines.one_line(task) or "no task",
+            len(payload),
+            log_lines.one_line(reason),
+            where,
+            extra=log_lines.of(letter, self._executor),
+        )
         self._ledger.count(task, State.FAILED, 0.0, time.time())
         self._end_of_the_unread(payload, reason)
 
@@ -265,7 +367,7 @@ class Worker:
             if job.attempt > 1 and bury:
                 self._lay_out(job, error, "")
             else:
-                log.warning("%s is dropped: %s", job, error)
+                self._log_dropped(job, str(error))
                 result = Result(state=State.CANCELLED, attempt=job.attempt, error=error)
                 self._ledger.ends(job, self._executor, result)
                 self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
@@ -278,19 +380,34 @@ class Worker:
         is_certain = self._tracks and job.attempt == 1
         return not job.result_ttl or is_certain or self._ledger.starts(job)
 
-    def _attempt(self, task: Task[..., Any], job: Job) -> tuple[Any, BaseException | None]:
-        """Run the function, with an end to it."""
+    def _attempt(
+        self, task: Task[..., Any], job: Job, current: CurrentTask
+    ) -> tuple[Any, BaseException | None]:
+        """Run the function, with all that is around it, and an end to it."""
+        if not self._onion.wraps:
+            return self._limited(task, job, partial(_attempt, task, job))
+        with self._onion.attempt():
+            attempt = partial(_surrounded, self._onion, current, task, job)
+            return self._limited(task, job, attempt)
+
+    def _limited(
+        self,
+        task: Task[..., Any],
+        job: Job,
+        attempt: Callable[..., tuple[Any, BaseException | None]],
+    ) -> tuple[Any, BaseException | None]:
+        """Make the *attempt*, which takes the seconds that it has, with an end to it."""
         seconds = task.options.timeout
         polled = bool(job.result_ttl) and not self._tracks
         if seconds is None and not polled:
-            return _attempt(task, job)
+            return attempt()
         asked = self._surroundings.asked
         is_killed = (lambda: asked(job) is Stop.KILL) if polled else None
         if seconds is not None:
             self._limit(seconds)
         try:
             with alarm.limit(seconds, is_killed, _POLL if polled else None):
-                return _attempt(task, job, seconds)
+                return attempt(seconds)
         # It rang when the function had just returned.
         except (TaskTimeout, TaskCancelled) as error:
             return None, error
@@ -312,16 +429,16 @@ class Worker:
         # Whatever it has made of the exception by which it was ended.
         if error is not None and self._surroundings.asked(job) is Stop.KILL:
             error = TaskCancelled("it was cancelled while it ran, with kill=True")
+        if job.began_at is None:
+            job = job._replace(began_at=began)
         verdict = decide(job, task.options, value, error, now)
         # A caller who waits is told, and does not wait between attempts.
         if bury:
-            _report(job, verdict, error)
+            self._report(job, verdict, error)
         trace = ""
         if verdict.state is State.FAILED:
-            error = error or TasksError(f"{job}: {verdict.reason}")
-            # From the frame of the task on: what stands above it is ours, and says nothing.
-            frames = error.__traceback__.tb_next if error.__traceback__ else None
-            trace = "".join(traceback.format_exception(type(error), error, frames))
+            error = verdict.error or error or TasksError(f"{job}: {verdict.reason}")
+            trace = "".join(traceback.format_exception(*_from_the_task_on(error)))
             if bury:
                 self._fail(task, job, error, trace)
         if verdict.following is not None and job.unique is not None:
@@ -329,18 +446,53 @@ class Worker:
         result = Result(state=verdict.state, attempt=job.attempt, value=value, error=error)
         self._ledger.count(job.task, verdict.state, now - began, now)
         if job.result_ttl or job.unique is not None:
-            self._ledger.ends(job, self._executor, result, trace=trace, started_at=began)
+            kept = result if verdict.state is not State.SUCCEEDED else replace(result, error=None)
+            self._ledger.ends(job, self._executor, kept, trace=trace, started_at=began)
         return result, verdict.following
+
+    def _report(self, job: Job, verdict: Verdict, error: BaseException | None) -> None:
+        """Say in the log what follows, unless the job has succeeded or failed."""
+        if verdict.state is State.CANCELLED:
+            self._log_dropped(job, verdict.reason)
+        if verdict.following is None:
+            return
+        ended = "returned what Retry(until=) does not accept"
+        if error is not None:
+            ended = f"failed: {log_lines.one_line(shown(error))}"
+        at = verdict.following.at
+        log.warning(
+            "%s: attempt %d %s; the next one follows%s",
+            log_lines.one_line(job),
+            job.attempt,
+            verdict.reason or ended,
+            f" in {at - time.time():.1f} s" if at else "",
+            extra=log_lines.of(job, self._executor),
+        )
+
+    def _log_dropped(self, job: Job, reason: str) -> None:
+        log.warning(
+            "%s is dropped: %s",
+            log_lines.one_line(job),
+            log_lines.one_line(reason),
+            extra=log_lines.of(job, self._executor),
+        )
 
     def _fail(self, task: Task[..., Any], job: Job, error: BaseException, text: str) -> None:
         if task.options.dead_letter:
-            self._write_letter(job, error, text)
+            self._write_letter(job, error, text, f"failed in attempt {job.attempt}")
         else:
-            log.error("%s failed in attempt %d, and is not kept\n%s", job, job.attempt, text)
+            log.error(
+                "%s failed in attempt %d: %s; it is not kept",
+                log_lines.one_line(job),
+                job.attempt,
+                log_lines.one_line(shown(error)),
+                exc_info=_from_the_task_on(error),
+                extra=log_lines.of(job, self._executor),
+            )
 
     def _lay_out(self, job: Job, error: BaseException, trace: str) -> None:
         """Make a dead letter of a job that has not run, or not to its end."""
-        self._write_letter(job, error, trace)
+        self._write_letter(job, error, trace, "did not run to its end")
         self._ledger.count(job.task, State.FAILED, 0.0, time.time())
         result = Result(state=State.FAILED, attempt=job.attempt, error=error)
         self._ledger.ends(job, self._executor, result, trace=trace)
@@ -355,10 +507,13 @@ class Worker:
             result = Result(state=State.FAILED, attempt=job.attempt, error=TasksError(reason))
             self._ledger.ends(job, self._executor, result)
 
-    def _write_letter(self, job: Job, error: BaseException, trace: str) -> None:
-        # Whoever puts it back wants it to be tried as often as it was, and whatever the time is.
+    def _write_letter(self, job: Job, error: BaseException, trace: str, ended: str) -> None:
+        # Whoever puts it back wants it to be tried as often as it was, and whatever the time is;
+        # but one whose time has not come yet keeps that.
         count = None if job.retry_count is None else job.retry_count + job.attempt - 1
-        fresh = job._replace(attempt=1, at=None, retry_count=count, expires_at=None)
+        is_early = job.attempt == 1 and job.at is not None and job.at > time.time()
+        at = job.at if is_early else None
+        fresh = job._replace(attempt=1, at=at, retry_count=count, expires_at=None, began_at=None)
         payload, lost = _encoded(fresh, self._settings().signer)
         letter = DeadLetter(
             id=job.id,
@@ -372,12 +527,13 @@ class Worker:
             payload=payload,
         )
         log.error(
-            "%s failed in attempt %d: %s; it is kept in %s%s",
-            job,
-            job.attempt,
-            letter.error,
+            "%s %s: %s; it is kept in %s",
+            log_lines.one_line(job),
+            ended,
+            log_lines.one_line(letter.error),
             self._kept(letter),
-            trace and f"\n{trace}",
+            exc_info=_from_the_task_on(error) if trace else None,
+            extra=log_lines.of(job, self._executor),
         )
 
     def _kept(self, letter: DeadLetter) -> str:
@@ -388,22 +544,9 @@ class Worker:
             raise NotKept(f"no dead letter could be written: {shown(error)}") from error
 
 
-def _report(job: Job, verdict: Verdict, error: BaseException | None) -> None:
-    if verdict.following is not None:
-        log.warning(
-            "%s: attempt %d %s; the next one follows%s",
-            job,
-            job.attempt,
-            f"failed with {type(error).__name__}" if error else "asked for another",
-            f" in {verdict.following.at - time.time():.1f} s" if verdict.following.at else "",
-        )
-    elif verdict.state is State.CANCELLED:
-        log.warning("%s is dropped: %s", job, verdict.reason)
-
-
 def _asks(job: Job, task: Task[..., Any]) -> bool:
     """Does *job* want more than a run?"""
-    return job[_PLAIN_AT:] != _PLAIN or task.options.timeout is not None
+    return job[_PLAIN_AT:_PLAIN_END] != _PLAIN or task.options.timeout is not None
 
 
 def _encoded(job: Job, signer: Signer | None) -> tuple[bytes, str]:
@@ -419,7 +562,7 @@ def _encoded(job: Job, signer: Signer | None) -> tuple[bytes, str]:
 
 def _speaks(task: Task[..., Any], current: CurrentTask) -> bool:
     """May the value that the task returned ask for another attempt?"""
-    return task.options.obeys_codes or current.retry_count is not None
+    return task.options.is_judged or current.retry_count is not None
 
 
 def _unspoilt(job: Job, payload: bytes | None, index: int, signer: Signer | None) -> Job:
@@ -431,6 +574,37 @@ def _unspoilt(job: Job, payload: bytes | None, index: int, signer: Signer | None
     except DecodeError:
         return job
     return job._replace(args=original.args, kwargs=original.kwargs)
+
+
+def _surrounded(
+    onion: Onion,
+    current: CurrentTask,
+    task: Task[..., Any],
+    job: Job,
+    seconds: float | None = None,
+) -> tuple[Any, BaseException | None]:
+    """Make an attempt through the middlewares."""
+    if not onion.middlewares:
+        return _attempt(task, job, seconds)
+    ends_at = None if seconds is None else time.monotonic() + seconds
+    call = onion.around(current, partial(_called, task, job, seconds, ends_at))
+    try:
+        return call(), None
+    # The attempt, as below: what a middleware raises is how it ended.
+    except BaseException as error:  # noqa: BLE001
+        return None, error
+
+
+def _called(task: Task[..., Any], job: Job, seconds: float | None, ends_at: float | None) -> Any:
+    value = task.func(*job.args, **job.kwargs)
+    if type(value) is CoroutineType:
+        value = _awaited(value, seconds, ends_at)
+    return value
+
+
+def _from_the_task_on(error: BaseException) -> log_lines.Raised:
+    # Where there are middlewares, they and more of ours are above the task.
+    return log_lines.from_the_task_on(error, _called.__code__)
 
 
 def _attempt(
@@ -446,14 +620,18 @@ def _attempt(
     return value, None
 
 
-def _awaited(coroutine: CoroutineType[Any, Any, Any], seconds: float | None) -> Any:
+def _awaited(
+    coroutine: CoroutineType[Any, Any, Any], seconds: float | None, ends_at: float | None = None
+) -> Any:
+    """Return what *coroutine* returns, which has until *ends_at*, or *seconds* from now."""
     if seconds is None:
         return run_coroutine(coroutine)
-    began = time.monotonic()
+    now = time.monotonic()
+    ends_at = now + seconds if ends_at is None else ends_at
     try:
-        return run_coroutine(coroutine, seconds)
+        return run_coroutine(coroutine, max(ends_at - now, 0.0))
     except TimeoutError as error:
-        if time.monotonic() < began + seconds:
+        if time.monotonic() < ends_at:
             raise
         raise TaskTimeout(f"it took longer than its timeout of {seconds:g} s") from error
 
@@ -474,4 +652,10 @@ def _change_directory(job: Job, path: str) -> None:
     try:
         os.chdir(path)
     except OSError as error:
-        log.warning("%s: working_dir %s: %s; it runs where it is", job, path, error)
+        log.warning(
+            "%s: working_dir %s: %s; it runs where it is",
+            log_lines.one_line(job),
+            path,
+            log_lines.one_line(error),
+            extra=log_lines.of(job),
+        )

@@ -2,7 +2,12 @@
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -13,6 +18,8 @@ from tests.fakes import FakeUwsgi
 from tests.servers import mariadb, postgresql  # noqa: F401  fixtures
 from uwsgi_tasks import App
 from uwsgi_tasks.codec import decode
+from uwsgi_tasks.executors import runtime
+from uwsgi_tasks.executors import thread as pools
 from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.server import Server
 
@@ -36,6 +43,10 @@ class Carrier:
     """Can a job wait between two attempts?"""
     counts = True
     """Are the runs counted?"""
+    lacks: ClassVar[dict[str, str]] = {}
+    """The tests of what it does not promise, and why not."""
+    unit = 100.0
+    """Seconds that stand for one in a retry's times; many where the clock is the test's own."""
 
     def __init__(self, folder, clock, wakes):
         self.folder, self.clock, self.wakes = folder, clock, wakes
@@ -58,6 +69,9 @@ class Carrier:
                 app.set_uwsgi_callbacks()
             for number in range(1, self.uwsgi.mules + 1):
                 self.uwsgi.fork(app.server, "mule", number)
+
+    def stop(self):
+        """End what has been started."""
 
     def task(self, func=None, /, **options):
         """Declare a function of the test as a task; it has a name, as one of a module has."""
@@ -163,10 +177,97 @@ class LonelyMule(Carrier):
         return FakeUwsgi(mules=1)
 
 
+class Gated(SimpleQueue):
+    """What the threads of a pool wait for: it comes through while the gate is open."""
+
+    gate = threading.Event()
+
+    def get(self):
+        found = super().get()
+        self.gate.wait()
+        return found
+
+
+class Thread(Carrier):
+    """On a thread of this process; with one alone, jobs have an order."""
+
+    executor = "thread"
+    lacks: ClassVar[dict[str, str]] = {
+        test: reason
+        for reason, tests in {
+            "its handle knows the value at once": [
+                "test_the_value_is_known_only_where_the_call_has_run",
+            ],
+            "arguments are themselves, and no copies": [
+                "test_what_cannot_be_pickled_is_refused_at_the_call_by_its_name",
+                "test_a_map_with_an_argument_that_cannot_be_pickled_runs_nothing",
+                "test_what_a_task_submits_of_itself_must_be_picklable_too",
+                "test_a_task_that_changes_its_arguments_is_tried_again_with_those_of_the_call",
+                "test_of_a_map_each_call_is_tried_again_with_its_own_arguments",
+                "test_arguments_that_can_no_longer_be_pickled_do_not_keep_a_job_from_its_next_attempt",
+                "test_a_dead_letter_has_the_arguments_of_the_call",
+                "test_a_task_does_not_change_the_arguments_of_its_caller",
+                "test_a_task_that_changes_its_arguments_is_tried_again_also_where_a_queue_is_full",
+            ],
+            "nothing leaves the process": [
+                "test_a_task_that_is_gone_is_a_dead_letter",
+                "test_a_job_runs_in_the_directory_of_its_caller",
+                "test_a_job_is_submitted_whole_or_not_at_all",
+                "test_a_key_is_free_when_its_job_could_not_be_submitted",
+                "test_a_job_that_looks_at_what_runs_stays_locked",
+                "test_what_strangers_wrote_is_a_dead_letter_that_was_never_unpickled",
+                "test_what_strangers_wrote_is_shown_and_still_not_unpickled",
+                "test_who_waits_for_what_strangers_wrote_is_told",
+            ],
+            "nobody can end a thread": [
+                "test_a_job_that_runs_can_be_killed",
+                "test_a_job_may_kill_itself",
+                "test_an_attempt_that_takes_too_long_is_a_failure",
+                "test_an_attempt_that_took_too_long_is_tried_again_by_the_rules",
+                "test_a_task_may_tidy_up_when_its_time_is_over",
+                "test_who_is_in_time_is_left_alone",
+                "test_each_call_of_a_map_has_its_own_time",
+            ],
+        }.items()
+        for test in tests
+    }
+    moves = False
+    counts = False
+
+    def start(self, app):
+        # For the other processes, which see nothing of its memory.
+        url = f"sqlite:///{self.folder}/store.sqlite3"
+        app.configure(threads=1, thread_grace=0, store=url)
+        Gated.gate.clear()
+        pools.SimpleQueue = Gated
+
+    def work(self):
+        pool = self.app._thread._here()
+        if pool is None or Gated.gate.is_set():
+            return
+        Gated.gate.set()
+        while self._is_busy(pool):
+            time.sleep(0.001)
+        Gated.gate.clear()
+
+    def _is_busy(self, pool):
+        # It looks at the clock once a minute, or when there is something new.
+        with pool._delays._changed:
+            pool._delays._changed.notify()
+            due = [entry for at, _, entry in pool._delays._heap if at <= self.clock()]
+        return bool(due) or not pool._is_idle()
+
+    def stop(self):
+        self.app._thread.stop()
+        Gated.gate.set()
+        pools.SimpleQueue = SimpleQueue
+
+
 CARRIERS = {
     "mule": [Mule, LonelyMule],
     "runtime": [Runtime],
     "spooler": [Spooler, SpoolerFromOutside],
+    "thread": [Thread],
 }
 """The contract is checked for each of these. A new executor needs an entry."""
 
@@ -175,10 +276,17 @@ def carried(*kinds):
     """A fixture: a carrier, of each of these kinds."""
 
     @pytest.fixture(params=kinds, ids=lambda kind: kind.__name__)
-    def carrier(request, tmp_path, home, clock, wakes):
+    def carrier(request, tmp_path, home, clock, wakes, monkeypatch):
+        missing = request.param.lacks.get(request.function.__name__)
+        if missing:
+            pytest.skip(f"not promised by {request.param.executor}: {missing}")
+        # Its waits pass at once; a task that sleeps goes on to sleep.
+        passing = SimpleNamespace(time=clock, sleep=clock.advance)
+        monkeypatch.setattr(runtime, "time", passing)
         made = request.param(tmp_path, clock, wakes)
         alarmed = signal.getsignal(signal.SIGALRM)
         yield made
+        made.stop()
         # Spoolers and mules listen to it for life.
         alarm.watch(lambda: False)
         signal.signal(signal.SIGALRM, alarmed)

@@ -526,7 +526,7 @@ def test_an_attempt_waits_as_long_as_it_was_told_to(carrier, given, raised):
         return SPOOL_RETRY if len(runs) == 1 else None
 
     if not can_wait(carrier) and "retry_timeout" in given | vars(Retry()) and raised is None:
-        with pytest.raises(InvalidTask, match="use the spooler"):
+        with pytest.raises(InvalidTask, match="a mule cannot wait"):
             carrier.task(**given)(send)
         return
     if not can_wait(carrier):
@@ -536,7 +536,7 @@ def test_an_attempt_waits_as_long_as_it_was_told_to(carrier, given, raised):
     for seconds in (0, 8.5, 3):
         carrier.wait(seconds)
         seen.append(len(runs))
-    # The caller of a runtime task does not wait.
+    # The caller of a runtime task waits for all of it.
     assert seen == ([1, 1, 2] if carrier.travels else [2, 2, 2])
 
 

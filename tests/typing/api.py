@@ -1,6 +1,7 @@
 """The public names as a user would write them; mypy reads this file, nobody runs it."""
 
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, assert_type
@@ -11,25 +12,34 @@ from uwsgi_tasks import (
     SPOOL_OK,
     SPOOL_RETRY,
     App,
+    Attempt,
+    CurrentTask,
+    HeapEntry,
     Job,
     JobHandle,
+    Outcome,
+    PredicateFailed,
     Retry,
     RetryTaskException,
     State,
     Task,
     TaskExecutor,
+    TaskHeap,
     configure,
     cron,
     cron_lazy,
     django_setup,
+    fixture,
     get_current_task,
+    middleware,
+    on_submit,
     set_uwsgi_callbacks,
     task,
     timer,
     timer_lazy,
 )
+from uwsgi_tasks.testing import Attempt as MadeAttempt
 from uwsgi_tasks.testing import (
-    Attempt,
     CapturedJob,
     QueuedTasks,
     SubmittedTasks,
@@ -55,6 +65,37 @@ def bare(user_id: int, *, polite: bool = True) -> str:
 @task(executor=TaskExecutor.SPOOLER, retry=Retry(attempts=5, delay=timedelta(seconds=2), backoff=2))
 def with_options(path: str) -> int:
     return len(path)
+
+
+def is_busy(error: BaseException) -> bool:
+    return "busy" in str(error)
+
+
+def is_done(outcome: Outcome) -> bool:
+    assert_type(outcome.exception, BaseException | None)
+    assert_type(outcome.attempt, int)
+    return outcome.value == "done" and not isinstance(outcome.exception, PredicateFailed)
+
+
+@task(retry=Retry(attempts=0, delay=1, timeout=timedelta(minutes=1), on=is_busy, until=is_done))
+def judged(path: str) -> str:
+    return path
+
+
+@task(retry=Retry(on=(OSError, KeyError), until=lambda outcome: outcome.value, max_delay=60))
+def judged_in_place(path: str) -> str:
+    return path
+
+
+def by_hand() -> str | None:
+    for attempt in judged.attempts("a path"):
+        assert_type(attempt, Attempt)
+        assert_type(attempt.number, int)
+        assert_type(attempt.state, State)
+        assert_type(attempt.wait, float | None)
+        assert_type(attempt.exception, BaseException | None)
+    judged.attempts(42)  # type: ignore[arg-type]
+    return judged.func("a path")
 
 
 @task(executor="mule", mule="farm")
@@ -107,6 +148,27 @@ bare(42, rude=True)  # type: ignore[call-arg]
 bare()  # type: ignore[call-arg]
 
 
+tasks = TaskHeap(sleep=time.sleep, interval=0.5)
+entry = tasks.append(bare, 42, polite=False)
+tasks.append(coroutine.using(at=timedelta(hours=1)), 0.5)
+tasks.append(bare, "42")  # type: ignore[arg-type]
+tasks.append(print, "42")  # type: ignore[arg-type]
+tasks.run(stop=True)
+tasks.stop_now()
+tasks.stop_after()
+tasks.sleep()
+tasks.sleep(5)
+assert_type(entry, HeapEntry)
+assert_type(entry.state, State)
+assert_type(entry.attempt, int)
+assert_type(entry.next_at, datetime | None)
+assert_type(entry.exception, BaseException | None)
+assert_type(entry.cancel(), bool)
+assert_type(list(tasks), list[HeapEntry])
+assert_type(len(tasks), int)
+assert_type(tasks.interval, float)
+
+
 @timer(seconds=5, iterations=3, target="workers")
 def ticking(signal_number: int) -> None:
     assert signal_number
@@ -157,7 +219,7 @@ def test_what_is_submitted(captured_tasks: SubmittedTasks) -> None:
 
 
 def test_what_is_queued(queued_tasks: QueuedTasks) -> None:
-    assert_type(queued_tasks.run(bare, check=False), list[Attempt])
+    assert_type(queued_tasks.run(bare, check=False), list[MadeAttempt])
     assert_type(queued_tasks.run_all(limit=10)[0].state, State)
     queued_tasks.advance(timedelta(days=1))
     queued_tasks.advance(0.5)
@@ -172,3 +234,33 @@ with capture_tasks() as captured, eager_tasks(App()) as ran, queue_tasks(strict=
     assert_type(captured, SubmittedTasks)
     assert_type(ran, SubmittedTasks)
     assert_type(queued, QueuedTasks)
+
+
+@middleware
+def timed(task: CurrentTask, call: Callable[[], Any]) -> Any:
+    return call() if task.attempt == 1 else task.fixtures.database
+
+
+@fixture
+def database() -> Iterator[str]:
+    yield "open"
+
+
+@fixture(name="other")
+async def session() -> AsyncIterator[str]:
+    yield "open"
+
+
+@on_submit
+def tenant(job: Job) -> dict[str, str]:
+    return {"tenant": job.task}
+
+
+@on_submit
+def silent(job: Job) -> None:
+    assert job.headers is None
+
+
+assert_type(database(), Iterator[str])
+assert_type(session(), AsyncIterator[str])
+the_same: Callable[[CurrentTask, Callable[[], Any]], Any] = App().middleware(timed)

@@ -5,7 +5,9 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import warnings
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +124,7 @@ def test_a_job_that_is_too_large_for_a_mule_runs_at_once_under_auto(caplog):
     with pytest.warns(RuntimeWarning):
         task("x" * 70_000)
     assert len(sent) == 1
-    assert "runs at once, in the caller's process: 70" in caplog.text
+    assert "runs in the caller's process: 70" in caplog.text
 
 
 def test_a_job_that_is_too_large_for_a_mule_is_refused_under_mule():
@@ -244,7 +246,7 @@ def test_an_unknown_option_is_refused_before_the_function_is_seen():
         ({}, {"priority": 5}, "add 'spooler = DIRECTORY'"),
         ({"mules": 1}, {"at": 5}, "use the spooler"),
         ({"mules": 1}, {"executor": "mule", "priority": 5}, "use the spooler"),
-        ({"mules": 1}, {"retry_count": 3, "retry_timeout": 5}, "use the spooler"),
+        ({"mules": 1}, {"retry_count": 3, "retry_timeout": 5}, "add 'enable-threads"),
         ({"mules": 1}, {"executor": "mule", "spooler": "/a"}, "spooler= is for the spooler"),
         ({"mules": 1}, {"executor": "runtime", "mule": 1}, "mule= is for the mule"),
         ({}, {"executor": "runtime", "at": 5}, "runtime cannot delay"),
@@ -641,3 +643,39 @@ def test_a_changed_copy_of_a_local_function_runs_that_function():
 def test_a_mule_that_is_not_there_is_refused_when_the_task_is_declared():
     with pytest.raises(InvalidTask, match="there is no mule 3: this server has 1"):
         app_in(FakeUwsgi(mules=1)).task(executor="mule", mule=3)(send)
+
+
+@pytest.mark.parametrize("given", [{"at": timedelta(days=1)}, {"priority": 5}])
+def test_where_threads_are_the_fallback_a_task_may_wait_and_be_important(given):
+    uwsgi = FakeUwsgi()
+    uwsgi.has_threads = 1
+    app = app_in(uwsgi, fallback="thread")
+    with uwsgi.being("worker"):
+        handle = app.task(**given)(send)(1)
+        assert app.read(handle.id).task.endswith("send")
+        handle.cancel()
+    with pytest.raises(InvalidTask, match="or use executor=TaskExecutor"):
+        app_in(uwsgi).task(**given)(send)
+
+
+def test_a_dead_letter_of_a_thread_is_submitted_to_the_spooler_where_there_is_one(path):
+    uwsgi = FakeUwsgi(spoolers=(str(path),))
+    uwsgi.has_threads = 1
+    app = app_in(uwsgi, store=f"sqlite:///{path}/store.sqlite3")
+    app.task(name="send", executor="thread")(send)
+    later = time.time() + 3600
+    job = Job("3f-1", "send", (5,), at=later)
+    app.dead.keep(
+        DeadLetter(
+            id="3f-1",
+            task="send",
+            executor="thread",
+            attempt=1,
+            failed_at=1.0,
+            error="it ended",
+            payload=encode([job]),
+        )
+    )
+    app.dead.requeue("3f-1")
+    (standing,) = app.jobs()
+    assert (standing.executor, standing.at) == ("spooler", pytest.approx(later, abs=1))

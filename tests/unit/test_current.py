@@ -131,6 +131,12 @@ def test_calling_it_submits_the_same_task_with_new_arguments(queue):
     assert (job.retry_count, job.priority, job.buffer) == (2, 5, {"done": 1})
 
 
+def test_a_call_begins_anew(queue):
+    running(queue, began_at=NOW, unique="key")()
+    (job,) = queue.jobs
+    assert (job.attempt, job.began_at, job.unique) == (1, None, None)
+
+
 def test_each_call_is_a_job_of_its_own(queue):
     task = running(queue)
     task()

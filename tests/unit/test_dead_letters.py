@@ -39,8 +39,9 @@ OURS, THEIRS = "our secret", "their secret"
 
 
 class Store(MemoryStore):
-    """A store that can be away."""
+    """A store that all share, and that can be away."""
 
+    shared = True
     away = False
 
     def __init__(self):
@@ -364,3 +365,85 @@ def test_what_we_have_signed_is_submitted(letters_of, submitter):
     dead.keep(replace(LETTER, payload=encode([JOB], Signer([OURS]))))
     dead.requeue("3f-1")
     assert [job for job, _, _ in submitter.jobs] == [JOB]
+
+
+# --- a store that ends with this process
+
+
+@pytest.fixture
+def fleeting(submitter, folder):
+    """Return the letters of one more process, whose store is in its memory."""
+
+    def fleeting():
+        store = MemoryStore("memory://", "")
+        return DeadLetters(lambda: store, lambda: folder, lambda: [folder], Settings, submitter)
+
+    return fleeting
+
+
+def test_letters_in_memory_outlive_their_process_in_files(fleeting):
+    first = fleeting()
+    first.keep(LETTER)
+    first.outlive()
+    assert fleeting().list() == [LETTER]
+
+
+def test_the_log_says_once_where_letters_are_that_outlive_their_process(fleeting, folder, caplog):
+    first = fleeting()
+    first.keep(LETTER)
+    first.outlive()
+    first.outlive()
+    assert caplog.messages == [
+        f"the store ends with this process: its dead letters are in files, 1 in {folder}"
+    ]
+
+
+def test_letters_in_a_shared_store_are_not_written_into_files(dead, folder):
+    dead.keep(LETTER)
+    dead.outlive()
+    assert (folder.exists(), dead.list()) == (False, [LETTER])
+
+
+def test_who_only_looks_leaves_the_files_to_the_next(fleeting):
+    first = fleeting()
+    first.keep(LETTER)
+    first.outlive()
+    fleeting().list()
+    assert fleeting().list() == [LETTER]
+
+
+def test_who_ends_does_not_write_what_is_in_a_file_already(fleeting, folder):
+    first = fleeting()
+    first.keep(LETTER)
+    first.outlive()
+    second = fleeting()
+    second.list()
+    second.outlive()
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["remove", "requeue"])
+def test_what_is_taken_away_is_gone_from_its_file_too(fleeting, folder, how):
+    first = fleeting()
+    first.keep(LETTER)
+    first.outlive()
+    getattr(fleeting(), how)(LETTER.id)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_another_process_has_taken_away_is_not_shown_any_more(fleeting):
+    first = fleeting()
+    first.keep(LETTER)
+    first.outlive()
+    second = fleeting()
+    second.list()
+    fleeting().remove(LETTER.id)
+    assert second.list() == []
+
+
+def test_a_letter_that_cannot_be_written_does_not_take_others_along(fleeting, folder, caplog):
+    first = fleeting()
+    first.keep(LETTER)
+    folder.write_text("in the way")
+    first.outlive()
+    assert f"dead letter {LETTER.id} is lost" in caplog.text

@@ -6,6 +6,7 @@ import pytest
 
 from uwsgi_tasks import JobHandle, ResultNotKept, State
 from uwsgi_tasks.errors import TaskCancelled
+from uwsgi_tasks.handle import Near
 from uwsgi_tasks.model import Record, Result, Stop
 
 DONE = Result(state=State.SUCCEEDED, attempt=1, value=42)
@@ -194,3 +195,58 @@ def test_a_handle_shows_its_id_and_state_if_it_knows_that(result, shown):
 
 def test_a_handle_shows_its_id_as_log_lines_do():
     assert JobHandle("3f2c").id == "3f2c"
+
+
+# --- a job in the memory of this process
+
+
+class Here(Near):
+    """A job that comes to its end when somebody waits for it."""
+
+    def __init__(self, result=None, after=DONE):
+        self.state = State.RUNNING if result is None else result.state
+        self.result, self._after = result, after
+        self.waits = []
+
+    def wait(self, timeout, *, begun):
+        self.waits.append((timeout, begun))
+        self.result = self._after
+        return self._after is not None
+
+
+def test_a_job_that_is_near_is_not_looked_for(clock):
+    tracker = Tracker(R)
+    handle = JobHandle("3f2c", None, tracker, Here())
+    assert (handle.state, handle.result(5), handle.state) == (State.RUNNING, 42, OK)
+    assert (tracker.looks, clock) == (0, [])
+
+
+def test_a_wait_for_a_job_that_is_near_says_what_for():
+    near = Here(after=None)
+    handle = JobHandle("3f2c", None, Tracker(R), near)
+    assert (handle.wait(3), handle.wait(4, until=R)) == (False, False)
+    assert near.waits == [(3, False), (4, True)]
+
+
+def test_a_job_that_is_near_and_takes_too_long_says_so():
+    with pytest.raises(TimeoutError, match="5 s"):
+        JobHandle("3f2c", None, Tracker(R), Here(after=None)).result(5)
+
+
+def test_a_job_that_is_near_and_has_ended_is_not_waited_for():
+    near = Here(DROPPED)
+    handle = JobHandle("3f2c", None, Tracker(R), near)
+    assert (handle.wait(), handle.cancel(), near.waits) == (True, False, [])
+    with pytest.raises(TaskCancelled):
+        handle.result()
+
+
+def test_a_job_that_is_near_is_cancelled_by_who_has_it():
+    tracker = Tracker(R)
+    assert JobHandle("3f2c", None, tracker, Here()).cancel() is True
+    assert tracker.asked == [("3f2c", Stop.ASKED)]
+
+
+def test_an_exception_that_was_accepted_is_not_raised():
+    accepted = Result(state=OK, attempt=1, error=OSError())
+    assert JobHandle("3f2c", None, Tracker(R), Here(accepted, accepted)).result() is None

@@ -1,6 +1,7 @@
 """What is kept of jobs beside their run."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -114,8 +115,11 @@ def test_a_job_that_was_cancelled_must_not_begin(ledger, store, place, tmp_path,
     place.folder = tmp_path
     ledger.queued(JOB, "mule")
     store.cancel("3f-1", Stop.ASKED)
+    caplog.set_level("INFO")
     assert ledger.starts(JOB) is False
-    assert "shop.send[3f-1] was cancelled, and does not run" in caplog.text
+    (record,) = caplog.records
+    assert record.getMessage() == "shop.send[3f-1] was cancelled, and does not run"
+    assert (record.levelname, record.job_id, record.attempt) == ("INFO", "3f-1", JOB.attempt)
     assert [count.outcome for count in unsaved(tmp_path)] == ["cancelled"]
 
 
@@ -437,6 +441,50 @@ def test_runs_are_counted_where_somebody_would_look(ledger, place, tmp_path):
     ledger.count("f", "succeeded", 1.0, NOW)
     ledger.count("f", "succeeded", 1.0, NOW)
     assert [(count.task, count.runs) for count in unsaved(tmp_path)] == [("f", 2)]
+
+
+@pytest.mark.parametrize("role", ["spooler", "worker"])
+def test_a_fork_does_not_wait_for_what_its_parent_began_to_count(ledger_of, place, tmp_path, role):
+    place.folder, ledger = tmp_path, ledger_of(role)
+    begun, ends = threading.Event(), threading.Event()
+
+    def slow_folder():
+        begun.set()
+        ends.wait(30)
+        return tmp_path
+
+    place.counts_folder = slow_folder
+    thread = threading.Thread(target=ledger.count, args=("f", "succeeded", 1.0, NOW))
+    thread.start()
+    assert begun.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        ends.set()
+        ledger.count("g", "succeeded", 1.0, NOW)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    ends.set()
+    thread.join()
+    assert status == 0
+    assert sorted(count.task for count in unsaved(tmp_path)) == ["f", "g"]
+
+
+@pytest.mark.parametrize("role", ["spooler", "mule", "worker"])
+def test_in_any_process_threads_may_count_at_a_time(ledger_of, place, tmp_path, role):
+    place.folder, ledger = tmp_path, ledger_of(role)
+
+    def count():
+        for number in range(500):
+            ledger.count(f"task {number % 50}", "succeeded", 1.0, NOW)
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    count()
+    for thread in threads:
+        thread.join()
+    assert sum(count.runs for count in unsaved(tmp_path)) == 2000
 
 
 def test_where_nobody_would_look_nothing_is_counted(ledger):

@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -311,3 +314,125 @@ def test_a_slot_that_was_begun_and_not_counted_in_is_passed_over(meter, folder):
 )
 def test_counts_of_the_same_are_made_one(given, expected):
     assert added_up(given) == expected
+
+
+def test_threads_that_count_at_once_lose_nothing(meter, folder):
+    def count():
+        for number in range(2000):
+            meter.add_from_any_thread(f"task {number % 50}", "succeeded", 0.5, NOW)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(one.runs for one in unsaved(folder)) == 8000
+
+
+@pytest.fixture(params=["add", "add_from_any_thread"])
+def add(request, meter):
+    return getattr(meter, request.param)
+
+
+def in_threads(action, threads=4):
+    """Do something in several threads, which all begin at the same time."""
+    gate = threading.Barrier(threads)
+    runs = [threading.Thread(target=lambda: (gate.wait(30), action())) for _ in range(threads)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+
+
+def test_a_fork_does_not_wait_for_a_lock_of_its_parent(meter, add):
+    add("shop.send", "succeeded", 0.5, NOW)
+    with meter._lock(os.getpid()):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            add("shop.send", "succeeded", 0.5, NOW)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_first_threads_of_a_fork_begin_to_count_one_after_the_other(
+    meter, add, folder, monkeypatch
+):
+    add("f", "succeeded", 1.0, NOW)
+    opening, asking = os.posix_fallocate, os.getpid
+
+    def slow_opening(*args):
+        time.sleep(0.05)
+        opening(*args)
+
+    def slow_asking():
+        time.sleep(0.01)
+        return asking()
+
+    def child():
+        monkeypatch.setattr(os, "posix_fallocate", slow_opening)
+        monkeypatch.setattr(os, "getpid", slow_asking)
+        in_threads(lambda: add("g", "succeeded", 1.0, NOW))
+
+    in_a_child(child)
+    assert sum(one.runs for one in unsaved(folder) if one.task == "g") == 4
+    assert len(list(folder.iterdir())) <= 3
+
+
+def test_where_one_thread_counts_nearly_all_others_lose_nothing(meter, folder, store):
+    # A new minute at each turn, which hands over: the longest way.
+    def count():
+        for number in range(300):
+            meter.add(f"task {number % 50}", "succeeded", 0.5, NOW + 60 * number)
+
+    meter.add("first", "succeeded", 0.5, NOW)
+    in_threads(count)
+    count()
+    assert sum(one.runs for one in [*store.counts, *unsaved(folder)]) == 1501
+
+
+def test_the_first_thread_waits_for_no_other(meter, folder):
+    meter.add("f", "succeeded", 1.0, NOW)
+    in_threads(lambda: meter.add("f", "succeeded", 1.0, NOW))
+    holds, ends = threading.Event(), threading.Event()
+
+    def hold():
+        with meter._lock(os.getpid()), meter._others._lock(os.getpid()):
+            holds.set()
+            ends.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert holds.wait(30)
+    meter.add("f", "succeeded", 1.0, NOW)
+    is_held = not ends.is_set() and holder.is_alive()
+    ends.set()
+    holder.join()
+    assert is_held
+    assert sum(one.runs for one in unsaved(folder)) == 6
+
+
+def test_a_signal_in_the_middle_of_a_count_may_count(meter, folder):
+    meter.add_from_any_thread("f", "succeeded", 1.0, NOW)
+    before = signal.signal(
+        signal.SIGUSR1, lambda *_: meter.add_from_any_thread("g", "succeeded", 1.0, NOW)
+    )
+    try:
+        with meter._lock(os.getpid()):
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert count(task="g") in unsaved(folder)
+
+
+def test_a_signal_while_the_file_is_opened_may_count(meter, add, folder, monkeypatch):
+    opening = os.posix_fallocate
+
+    def interrupted(*args):
+        monkeypatch.undo()
+        add("g", "succeeded", 1.0, NOW)
+        opening(*args)
+
+    monkeypatch.setattr(os, "posix_fallocate", interrupted)
+    add("f", "succeeded", 1.0, NOW)
+    assert sorted(one.task for one in unsaved(folder)) == ["f", "g"]

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -180,6 +181,68 @@ def test_a_process_that_serves_requests_is_not_ended(role):
     uwsgi = FakeUwsgi(spoolers=("/a",), role=role)
     Server(uwsgi).end_after(30)
     assert not hasattr(uwsgi, "harakiri")
+
+
+# --- how a process ends
+
+
+@pytest.mark.parametrize(
+    ("role", "opt", "expected"),
+    [
+        ("worker", {}, 59),
+        ("worker", {"worker_reload_mercy": b"10"}, 9),
+        ("worker", {"worker_reload_mercy": b"1", "mule_reload_mercy": b"20"}, 0.5),
+        ("mule", {"worker_reload_mercy": b"1", "mule_reload_mercy": b"20"}, 19),
+        ("mule", {}, 59),
+        # Nobody kills it, or nobody asks it before.
+        ("worker", {"master": False}, float("inf")),
+        ("master", {"worker_reload_mercy": b"10"}, float("inf")),
+    ],
+)
+def test_a_process_that_was_told_to_end_has_a_little_less_than_the_mercy_of_uwsgi(
+    role, opt, expected
+):
+    assert server(role=role, **opt).mercy == expected
+
+
+def test_outside_uwsgi_nobody_kills_a_process_that_ends():
+    assert NOBODY.mercy == float("inf")
+
+
+def test_what_was_there_is_called_after_ours_when_a_process_ends():
+    uwsgi, called = FakeUwsgi(), []
+    uwsgi.atexit = lambda: called.append("theirs")
+    Server(uwsgi).at_exit(lambda: called.append("ours"))
+    uwsgi.atexit()
+    assert called == ["ours", "theirs"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_was_there_is_called_even_if_ours_fails_when_a_process_ends():
+    uwsgi, called = FakeUwsgi(), []
+    uwsgi.atexit = lambda: called.append("theirs")
+    Server(uwsgi).at_exit(lambda: 1 / 0)
+    uwsgi.atexit()
+    assert called == ["theirs"]
+
+
+def test_what_the_main_thread_has_locked_for_itself_is_asked_for_by_another_one():
+    # uWSGI calls from a signal's handler: the same thread would see what is half done.
+    uwsgi, threads = FakeUwsgi(), []
+    Server(uwsgi).at_exit(lambda: threads.append(threading.current_thread()))
+    uwsgi.atexit()
+    assert threads != [threading.current_thread()]
+
+
+@pytest.mark.parametrize(("has", "lacks"), [(1, False), (0, True)])
+def test_a_server_knows_whether_threads_run(has, lacks):
+    uwsgi = FakeUwsgi()
+    uwsgi.has_threads = has
+    assert (Server(uwsgi).has_threads, Server(uwsgi).lacks_threads) == (bool(has), lacks)
+
+
+def test_outside_uwsgi_threads_run():
+    assert NOBODY.lacks_threads is False
 
 
 # --- mules
@@ -597,3 +660,93 @@ def test_two_objects_may_stand_for_one_uwsgi():
     uwsgi = FakeUwsgi()
     assert Server(uwsgi).shares(Server(uwsgi)) is True
     assert Server(uwsgi).shares(server()) is False
+
+
+# --- the end of the process
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    """Return the end of a process that does not end."""
+    monkeypatch.setattr(module._Ending, "start", nothing)
+    monkeypatch.setattr(module.atexit, "register", nothing)
+    monkeypatch.setattr(module, "_endings", {})
+    made = module._ending()
+    made._actor.start()
+    yield made
+    made._go.put(None)
+    made._actor.join()
+
+
+def test_outside_uwsgi_all_actions_are_kept_for_one_end(ending):
+    NOBODY.at_exit(nothing)
+    NOBODY.at_exit(nothing)
+    assert (module._endings, len(ending._actions)) == ({os.getpid(): ending}, 2)
+
+
+def test_an_end_that_cannot_be_prepared_is_tried_again_with_the_next_action(monkeypatch):
+    def start(_self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(module._Ending, "start", start)
+    monkeypatch.setattr(module, "_endings", {})
+    with pytest.raises(RuntimeError):
+        NOBODY.at_exit(nothing)
+    assert module._endings == {}
+
+
+def test_one_action_that_fails_does_not_keep_the_others_from_being_called(ending, caplog):
+    called = []
+    for action in (lambda: called.append(1), lambda: 1 / 0, sys.exit, lambda: called.append(3)):
+        NOBODY.at_exit(action)
+    ending._cut()
+    assert called == [3, 1]
+    assert "could not be ended as it should" in caplog.text
+
+
+def test_an_action_is_called_once_however_often_the_end_comes(ending):
+    called = []
+    NOBODY.at_exit(lambda: called.append(1))
+    ending._cut()
+    ending._cut()
+    assert called == [1]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_end_hurries_and_goes_on_to_its_actions(ending, interruption):
+    called = []
+    again = [interruption, interruption]
+
+    def first():
+        raise interruption
+
+    def hurry():
+        called.append("hurry")
+        if again:
+            raise again.pop()
+
+    NOBODY.at_exit(lambda: called.append("action"), first=first, hurry=hurry)
+    ending._begin()
+    assert called == ["hurry", "hurry", "hurry", "action"]
+
+
+def test_an_end_that_nobody_interrupts_leaves_the_actions_for_later(ending):
+    called = []
+    NOBODY.at_exit(lambda: called.append("action"), first=lambda: called.append("first"))
+    ending._begin()
+    assert called == ["first"]
+
+
+def test_no_action_is_taken_when_the_end_has_begun(ending):
+    ending._begin()
+    with pytest.raises(RuntimeError, match="begun to end"):
+        NOBODY.at_exit(nothing)
+
+
+def test_a_fork_does_not_call_the_actions_of_its_parent(ending):
+    called = []
+    NOBODY.at_exit(lambda: called.append(1), first=lambda: called.append(2))
+    ending.pid += 1
+    ending._begin()
+    ending._cut()
+    assert called == []

@@ -150,6 +150,9 @@ def test_the_frequency_of_uwsgi_may_be_left_alone():
         ("STORE", "sqlite:////srv/tasks.sqlite3", "sqlite:////srv/tasks.sqlite3"),
         ("NAMESPACE", "shop", "shop"),
         ("RESULT_TTL", "0.5", 0.5),
+        ("FALLBACK", "thread", "thread"),
+        ("THREADS", "8", 8),
+        ("THREAD_GRACE", "2.5", 2.5),
         ("SECRET", "the new secret", "the new secret"),
         ("SECRET", '["the new secret", "the old secret"]', ["the new secret", "the old secret"]),
     ],
@@ -166,6 +169,8 @@ def test_a_word_in_the_environment_becomes_the_value_that_it_means(name, text, v
         ("ACCEPT_LEGACY", ""),
         ("CRASH_LIMIT", "many"),
         ("RESULT_TTL", "an hour"),
+        ("THREADS", "many"),
+        ("THREAD_GRACE", "a minute"),
     ],
 )
 def test_a_word_that_cannot_be_is_refused_by_the_name_of_its_variable(name, text):
@@ -374,3 +379,39 @@ def test_a_django_that_nobody_has_told_its_settings_yet_is_late(
     if environ:
         monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "mysite.settings")
     assert module.django_is_late() is late
+
+
+# --- threads
+
+
+def test_the_settings_of_threads_have_defaults():
+    found = Settings()
+    assert (found.fallback, found.threads, found.thread_grace) == ("runtime", 4, 30)
+
+
+def test_the_settings_of_threads_may_come_from_the_environment():
+    environ = {
+        "UWSGI_TASKS_FALLBACK": "thread",
+        "UWSGI_TASKS_THREADS": "8",
+        "UWSGI_TASKS_THREAD_GRACE": "0.5",
+    }
+    found = read({}, environ=environ, django=nothing)
+    assert (found.fallback, found.threads, found.thread_grace) == ("thread", 8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fallback", "spooler"),
+        ("fallback", None),
+        ("threads", 0),
+        ("threads", 1.5),
+        ("threads", True),
+        ("thread_grace", -1),
+        ("thread_grace", "long"),
+        ("thread_grace", float("inf")),
+    ],
+)
+def test_a_setting_of_threads_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ConfigurationError, match=name):
+        Settings(**{name: value})

@@ -274,6 +274,8 @@ def test_a_job_holds_what_the_task_says(app):
         "result_ttl": 60.0,
         "unique": "me",
         "durable": True,
+        "began_at": None,
+        "headers": None,
     }
 
 
@@ -506,3 +508,9 @@ def test_what_no_module_of_its_name_can_be_imported_for_keeps_its_name(monkeypat
     func = loaded(monkeypatch, Path(os.devnull).parent / "shm" / "nowhere.py", "uwsgi_file_x")
     monkeypatch.setattr(sys, "path", [])
     assert not declared(app, func).is_importable
+
+
+def test_a_method_of_a_built_in_type_needs_a_name(app):
+    with pytest.raises(InvalidTask, match="give it one with name="):
+        declared(app, [].append)
+    assert declared(app, [].append, name="keep").name == "keep"

@@ -20,6 +20,8 @@ from uwsgi_tasks import (
     get_current_task,
 )
 from uwsgi_tasks.model import Result
+from uwsgi_tasks.server import Server
+from uwsgi_tasks.spool_file import bury
 from uwsgi_tasks.testing import CapturedJob, capture_tasks, eager_tasks, queue_tasks
 from uwsgi_tasks.testing.queued import Queue
 
@@ -450,6 +452,16 @@ def test_a_job_has_waited_as_long_as_the_clock_says(app, send):
     assert seen == [pytest.approx(20)]
 
 
+def test_the_timeout_of_a_retry_goes_by_the_clock_of_the_queue(app, queued):
+    @app.task(retry=Retry(attempts=0, delay=100, timeout=350))
+    def send():
+        raise OSError
+
+    send()
+    queued.run_all(check=False)
+    assert [attempt.state for attempt in queued.attempts] == [State.RETRYING] * 3 + [State.FAILED]
+
+
 def test_the_clock_does_not_go_backwards(queued):
     with pytest.raises(Exception, match="must not be negative"):
         queued.advance(-1)
@@ -697,3 +709,11 @@ def test_a_result_that_a_call_wants_kept_is_an_option_of_it(send, captured):
     send.using(result_ttl=60)(42)
     captured.assert_submitted(send.using(result_ttl=60), 42)
     assert repr(captured.jobs) == "[shop.send.using(result_ttl=60.0)(42)]"
+
+
+def test_dead_letters_that_others_have_left_are_not_of_the_test(tmp_path):
+    app = App(Server(None), dead_dir=str(tmp_path))
+    bury(tmp_path, {"id": "3f-1"}, b"x")
+    with queue_tasks(app):
+        assert app.dead.list() == []
+    assert len(app.dead.list()) == 1

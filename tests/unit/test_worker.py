@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -32,10 +33,12 @@ from uwsgi_tasks.errors import (
     TaskTimeout,
 )
 from uwsgi_tasks.model import DeadLetter, Job, State, Stop
+from uwsgi_tasks.onion import Onion
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.signing import Signer
 from uwsgi_tasks.spool_file import pack_raw, pack_variables, unpack
 from uwsgi_tasks.task import Task, options
+from uwsgi_tasks.times import END
 from uwsgi_tasks.worker import Worker, decide
 
 NOW = 1_700_000_000.0
@@ -98,7 +101,15 @@ ASKED = RetryTaskException
         (OSError(), {"attempt": 99}, {"retry": Retry(attempts=0)}, AGAIN, None, None),
         (OSError(), {}, {"retry": Retry(on=KeyError)}, FAILED, None, None),
         (OSError(), {}, {"retry": Retry(on=(KeyError, OSError))}, AGAIN, None, None),
-        (OSError(), {"attempt": 2}, {"retry": Retry(delay=2, backoff=3)}, AGAIN, 6, None),
+        (OSError(), {"attempt": 2}, {"retry": Retry(delay=2, backoff=3)}, AGAIN, 2, None),
+        (
+            OSError(),
+            {"attempt": 3},
+            {"retry": Retry(attempts=9, delay=2, backoff=3)},
+            AGAIN,
+            6,
+            None,
+        ),
         (OSError(), {"retry_count": 2}, {"retry": AT_ONCE, "retry_count": 2}, AGAIN, None, 2),
         # What ends a process is not tried again unless it was asked for.
         (SystemExit(), {}, {"retry": FIXED}, FAILED, None, None),
@@ -136,6 +147,128 @@ def test_what_follows_from_an_attempt(outcome, job, given, state, wait, left):
         assert following.retry_count == left
     else:
         assert following is None
+
+
+# --- Retry: the number of the attempt, seconds since the first one began, and how it ended
+
+
+def is_set(outcome):
+    return outcome.value is not None
+
+
+def missing(outcome):
+    return not isinstance(outcome.exception, KeyError)
+
+
+def never(_outcome):
+    return False
+
+
+MINUTE = Retry(attempts=0, delay=10, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("retry", "attempt", "since", "outcome", "state", "wait"),
+    [
+        # A value that until= accepts, or does not.
+        (Retry(until=is_set), 1, 0, 0, OK, None),
+        (Retry(until=is_set), 1, 0, None, AGAIN, None),
+        (Retry(until=is_set, delay=5), 2, 0, None, AGAIN, 5),
+        (Retry(until=is_set), 3, 0, None, FAILED, None),
+        # An exception is an outcome as well.
+        (Retry(until=is_set), 1, 0, OSError(), AGAIN, None),
+        (Retry(until=missing), 1, 0, KeyError(), AGAIN, None),
+        (Retry(until=missing), 1, 0, OSError(), OK, None),
+        (Retry(until=missing), 1, 0, SystemExit(), FAILED, None),
+        # What it does not accept is tried again if on= takes it.
+        (Retry(until=never, on=KeyError), 1, 0, OSError(), FAILED, None),
+        (Retry(until=never, on=KeyError), 1, 0, KeyError(), AGAIN, None),
+        (Retry(until=never, on=KeyError), 1, 0, "value", AGAIN, None),
+        (Retry(until=never), 1, 0, SystemExit(), FAILED, None),
+        (Retry(on=lambda error: "404" in str(error)), 1, 0, OSError("404"), AGAIN, None),
+        (Retry(on=lambda error: "404" in str(error)), 1, 0, OSError("401"), FAILED, None),
+        # What was cancelled is not judged.
+        (Retry(until=never), 1, 0, TaskCancelled(), DROPPED, None),
+        (Retry(until=lambda _outcome: True), 1, 0, TaskCancelled(), DROPPED, None),
+        # No limit.
+        (Retry(attempts=0, delay=10, until=never), 10**6, 0, 1, AGAIN, 10),
+        # No run begins later than its timeout allows, and on the dot is not later.
+        (MINUTE, 1, 0, OSError(), AGAIN, 10),
+        (MINUTE, 6, 50, OSError(), AGAIN, 10),
+        (MINUTE, 6, 50.1, OSError(), FAILED, None),
+        (MINUTE, 99, 9e9, OSError(), FAILED, None),
+        (MINUTE, 99, 9e9, "value", OK, None),
+        (Retry(attempts=0, timeout=0), 1, 0, OSError(), AGAIN, None),
+        (Retry(attempts=0, timeout=0), 1, 0.1, OSError(), FAILED, None),
+        (Retry(attempts=0, delay=61, timeout=60), 1, 0, OSError(), FAILED, None),
+        (replace(MINUTE, until=never), 6, 50.1, "value", FAILED, None),
+        # A request for another attempt is bound by it too, unless it counts for itself.
+        (MINUTE, 6, 50.1, ASKED(), FAILED, None),
+        (MINUTE, 6, 50.1, ASKED(timeout=5), AGAIN, 5),
+        (MINUTE, 6, 50.1, ASKED(count=2), AGAIN, 10),
+        # The waits grow from the second one on, to their ceiling.
+        *[
+            (
+                *(Retry(attempts=9, delay=1, backoff=2, max_delay=5), attempt),
+                *(0, OSError(), AGAIN, wait),
+            )
+            for attempt, wait in enumerate((1, 1, 2, 4, 5, 5), 1)
+        ],
+        (Retry(attempts=0, delay=1, backoff=2), 900, 0, OSError(), AGAIN, END - 1 - NOW),
+    ],
+)
+def test_what_follows_by_the_rules_of_retry(retry, attempt, since, outcome, state, wait):
+    error = outcome if isinstance(outcome, BaseException) else None
+    job = Job("1", "shop.send", attempt=attempt, began_at=NOW - since)
+    verdict = decide(job, options({"retry": retry}), None if error else outcome, error, NOW)
+
+    assert verdict.state is state
+    following = verdict.following
+    assert (following is not None) is (state is AGAIN)
+    if following is not None:
+        assert following.at == (None if wait is None else NOW + wait)
+        assert (following.attempt, following.began_at) == (attempt + 1, job.began_at)
+
+
+@pytest.mark.parametrize(
+    ("retry", "outcome", "reason"),
+    [
+        (Retry(attempts=1), OSError(), "attempt 1 was the last one"),
+        # Both would end it.
+        (Retry(attempts=1, delay=9, timeout=1), OSError(), "attempt 1 was the last one"),
+        (
+            *(Retry(attempts=0, delay=9, timeout=1), OSError()),
+            "the next attempt would begin later than 1 s after the first one",
+        ),
+        (Retry(on=KeyError), OSError(), "Retry(on=) does not take it"),
+        (
+            *(Retry(attempts=1, until=never), None),
+            "it returned None, which Retry(until=) does not accept; attempt 1 was the last one",
+        ),
+        (
+            *(Retry(attempts=1, until=never), {"password": "x"}),
+            (
+                "it returned a value of type dict, which Retry(until=) does not accept; "
+                "attempt 1 was the last one"
+            ),
+        ),
+        (
+            Retry(until=lambda _outcome: 1 / 0),
+            1,
+            "Retry(until=) raised ZeroDivisionError: division by zero",
+        ),
+        (
+            Retry(on=lambda _error: 1 / 0),
+            OSError(),
+            "Retry(on=) raised ZeroDivisionError: division by zero",
+        ),
+    ],
+)
+def test_a_job_that_is_given_up_says_why(retry, outcome, reason):
+    error = outcome if isinstance(outcome, BaseException) else None
+    job = Job("1", "f", began_at=NOW)
+    verdict = decide(job, options({"retry": retry}), None if error else outcome, error, NOW)
+    assert (verdict.state, verdict.reason) == (FAILED, reason)
 
 
 def test_the_wait_that_was_asked_for_holds_for_the_next_time_too():
@@ -245,7 +378,7 @@ def tasks():
 def build(tasks, graves, books, fuse, home):
     """Make a worker with some things changed."""
 
-    def build(*, tracks=True, asked=lambda _job: Stop.NOT, **settings):
+    def build(*, tracks=True, asked=lambda _job: Stop.NOT, onion=None, **settings):
         def find(name):
             if name not in found:
                 raise TaskNotFound(f"no task {name}")
@@ -261,6 +394,7 @@ def build(tasks, graves, books, fuse, home):
             settings=lambda: chosen,
             limit=fuse.told.append,
             tracks=tracks,
+            onion=onion or Onion(),
         )
         made.found = found
         return made
@@ -291,6 +425,10 @@ def run(worker_of, tasks):
 
 def fail(*_args):
     raise OSError("no such host")
+
+
+def fail_at_length():
+    raise OSError("no such host: web1\n\n  line 2\r\n")
 
 
 def test_a_job_is_run_with_its_arguments(run):
@@ -338,10 +476,52 @@ def test_a_failure_is_one_log_line_that_names_job_and_file(run, caplog):
     run(fail)
     (record,) = caplog.records
     assert (record.levelname, record.name) == ("ERROR", "uwsgi_tasks.worker")
-    assert record.getMessage().startswith(
-        "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is kept in /dead/letter\n"
-        "Traceback"
+    assert record.getMessage() == (
+        "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is kept in /dead/letter"
     )
+
+
+def test_the_traceback_of_a_failure_begins_in_the_task_and_is_no_part_of_the_line(run, caplog):
+    run(fail)
+    (record,) = caplog.records
+    shown = logging.Formatter().formatException(record.exc_info)
+    assert shown.startswith("Traceback")
+    assert ("in fail" in shown, worker.__file__ in shown) == (True, False)
+
+
+@pytest.mark.parametrize("dead_letter", [True, False])
+def test_an_error_of_many_lines_is_one_line_in_the_log(run, caplog, dead_letter):
+    run(fail_at_length, dead_letter=dead_letter)
+    run(fail_at_length, dead_letter=dead_letter, retry=Retry())
+    assert len(caplog.records) == 2
+    for record in caplog.records:
+        assert "OSError: no such host: web1 line 2" in record.getMessage()
+        assert len(record.getMessage().splitlines()) == 1
+
+
+def test_a_line_carries_the_job_in_fields_of_its_own(run, caplog):
+    run(fail, job={"attempt": 2})
+    run(fail, retry=Retry())
+    run(fail, dead_letter=False)
+    run(lambda: SPOOL_IGNORE, spooler_return=True)
+    found = [(one.task_name, one.job_id, one.attempt, one.executor) for one in caplog.records]
+    assert found == [("shop.send", "3f2c", number, "spooler") for number in (2, 1, 1, 1)]
+
+
+def test_bytes_that_are_no_job_have_a_line_with_the_same_fields(worker_of, caplog):
+    worker_of.reject(b"no job\n", "of\nno use")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "no task: 7 bytes were not run: of no use; they are kept in /dead/letter"
+    )
+    assert (record.task_name, record.attempt, record.executor) == ("", 1, "spooler")
+    assert record.job_id
+
+
+def test_a_job_that_was_done_has_no_line(run, caplog):
+    caplog.set_level("DEBUG")
+    run(lambda: None)
+    assert caplog.records == []
 
 
 def test_a_log_line_never_shows_the_arguments(run, caplog):
@@ -350,25 +530,43 @@ def test_a_log_line_never_shows_the_arguments(run, caplog):
     run(fail, password)
     assert len(caplog.records) == 2
     assert password not in caplog.text
+    # What a handler sends that takes a record apart.
+    assert password not in str([vars(record) for record in caplog.records])
 
 
 def test_a_task_that_wants_no_dead_letter_is_logged_all_the_same(run, graves, caplog):
     run(fail, dead_letter=False)
     assert graves.kept == []
-    assert "shop.send[3f2c] failed in attempt 1, and is not kept\nTraceback" in caplog.text
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is not kept"
+    )
+    assert "\nTraceback" in caplog.text
+    assert worker.__file__ not in caplog.text
 
 
 def test_a_job_that_is_tried_again_is_a_warning_without_a_traceback(run, caplog):
     following = run(fail, retry=Retry(delay=5))
     (record,) = caplog.records
     assert (following.attempt, record.levelname) == (2, "WARNING")
-    assert "attempt 1 failed with OSError; the next one follows in 5.0 s" in caplog.text
+    assert record.getMessage() == (
+        "shop.send[3f2c]: attempt 1 failed: OSError: no such host; the next one follows in 5.0 s"
+    )
     assert "Traceback" not in caplog.text
 
 
 def test_a_job_that_asks_for_another_attempt_is_no_failure_in_the_log(run, caplog):
     run(lambda: SPOOL_RETRY, job={"retry_count": 2}, retry_count=2)
     assert caplog.messages == ["shop.send[3f2c]: attempt 1 asked for another; the next one follows"]
+
+
+def test_a_value_that_is_refused_is_not_shown_in_the_log(run, caplog):
+    run(lambda: "secret", retry=Retry(until=lambda outcome: outcome.value == "ready"))
+    (line,) = caplog.messages
+    assert line == (
+        "shop.send[3f2c]: attempt 1 returned what Retry(until=) does not accept; "
+        "the next one follows"
+    )
 
 
 def test_a_job_that_is_dropped_is_one_log_line(run, graves, caplog):
@@ -689,12 +887,12 @@ def test_the_back_off_goes_on_growing_when_attempts_are_asked_for(run):
         raise RetryTaskException
 
     waits = []
-    for attempt in (1, 2, 3):
+    for attempt in (1, 2, 3, 4):
         before = time.time()
         following = run(ask, job={"attempt": attempt}, retry=Retry(attempts=9, delay=10, backoff=3))
         waits.append(following.at - before)
         assert following.retry_timeout is None
-    assert waits == [pytest.approx(wait, abs=1) for wait in (10, 30, 90)]
+    assert waits == [pytest.approx(wait, abs=1) for wait in (10, 10, 30, 90)]
 
 
 @pytest.mark.parametrize(("count", "left"), [(3, 2), (1, None)])
@@ -713,6 +911,115 @@ def test_a_number_of_runs_of_the_call_makes_its_codes_count(run):
 
 def test_without_a_number_of_runs_a_code_is_a_value(run, graves):
     assert (run(lambda: SPOOL_RETRY), graves.kept) == (None, [])
+
+
+# --- judging
+
+
+def raises(_given):
+    return {}["code"]
+
+
+@pytest.mark.parametrize(
+    ("retry", "func", "named"),
+    [
+        (Retry(attempts=9, until=raises), lambda: 1, "until"),
+        (Retry(attempts=9, until=raises), fail, "until"),
+        (Retry(attempts=9, on=raises), fail, "on"),
+    ],
+)
+def test_a_predicate_that_raises_is_a_failure_of_the_job(run, graves, retry, func, named):
+    assert run(func, retry=retry) is None
+    (letter,) = graves.kept
+    assert letter.error == f"PredicateFailed: Retry({named}=) raised KeyError: 'code'"
+    assert "in raises" in letter.traceback
+
+
+def test_what_the_predicate_was_to_judge_is_not_forgotten(run, graves):
+    run(fail, retry=Retry(on=raises))
+    assert (
+        "It was to judge attempt 1, which raised OSError: no such host" in graves.kept[0].traceback
+    )
+
+
+def test_a_worker_goes_on_after_a_predicate_that_raised(run, graves):
+    got = []
+    run(fail, retry=Retry(on=raises))
+    run(got.append, 1)
+    assert (got, len(graves.kept)) == ([1], 1)
+
+
+def test_a_predicate_that_would_end_the_process_is_a_failure_of_the_job(run, graves):
+    def end(_outcome):
+        sys.exit(3)
+
+    assert run(lambda: 1, retry=Retry(until=end)) is None
+    assert graves.kept[0].error == "PredicateFailed: Retry(until=) raised SystemExit: 3"
+
+
+def test_an_exception_that_was_accepted_is_no_failure(run, graves, caplog):
+    assert run(fail, retry=Retry(until=lambda outcome: outcome.exception)) is None
+    assert (graves.kept, caplog.records) == ([], [])
+
+
+def test_the_caller_who_waits_is_told_the_exception_that_was_accepted(worker_of):
+    retry = Retry(until=lambda outcome: outcome.exception)
+    worker_of.found["f"] = Task(fail, options({"name": "f", "retry": retry}), Anywhere())
+    result, following = perform(worker_of, Job("1", "f"))
+    assert (result.state, type(result.error), following) == (OK, OSError, None)
+
+
+def test_an_exception_that_was_accepted_is_kept_as_a_success_without_a_value(run, books):
+    run(fail, job={"result_ttl": 60}, retry=Retry(until=lambda outcome: outcome.exception))
+    assert books.ended == [("3f2c", "spooler", OK, None)]
+
+
+def test_the_outcome_has_the_number_of_the_attempt(run):
+    seen = []
+    run(lambda: 5, job={"attempt": 4}, retry=Retry(attempts=9, until=seen.append))
+    (outcome,) = seen
+    assert (outcome.value, outcome.exception, outcome.attempt) == (5, None, 4)
+
+
+def test_a_value_that_was_not_accepted_at_last_is_a_dead_letter_that_does_not_show_it(
+    run, graves, caplog
+):
+    password = str(10**9 + 7)
+    run(lambda: password, retry=Retry(attempts=1, until=never))
+    assert "it returned a value of type str, which Retry(until=)" in graves.kept[0].error
+    assert password not in caplog.text
+
+
+# --- since when
+
+
+def test_a_timeout_counts_from_the_beginning_of_the_first_run(run, clock):
+    began = time.time()
+    waited_since = {"submitted_at": began - 9999, "at": began - 999}
+    following = run(fail, job=waited_since, retry=Retry(delay=10, timeout=60))
+    assert began <= following.began_at <= time.time()
+
+
+def test_when_the_first_run_began_is_known_to_the_last(run):
+    following = run(fail, job={"attempt": 2, "began_at": NOW}, retry=Retry())
+    assert following.began_at == NOW
+
+
+def test_a_first_run_that_takes_longer_than_the_timeout_is_made(run, clock, graves):
+    ran = []
+
+    def slow():
+        ran.append(1)
+        clock.advance(100)
+        fail()
+
+    assert run(slow, retry=Retry(attempts=0, timeout=60)) is None
+    assert (len(ran), len(graves.kept)) == (1, 1)
+
+
+def test_a_dead_letter_begins_anew(run, graves):
+    run(fail, job={"attempt": 3, "began_at": NOW}, retry=Retry())
+    assert (graves.jobs[0].attempt, graves.jobs[0].began_at) == (1, None)
 
 
 # --- what is written down
@@ -1038,3 +1345,36 @@ def test_what_does_not_fit_into_a_file_stays_a_job(run, monkeypatch, worker_of):
     monkeypatch.setattr(worker_of, "_keep", refuse)
     with pytest.raises(NotKept, match="65536 bytes"):
         run(fail)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_is_accepted_by_nobody(run, graves, end):
+    asked = []
+
+    def stop():
+        raise end
+
+    run(stop, retry=Retry(until=lambda outcome: asked.append(outcome) or True))
+    assert (asked, len(graves.kept)) == ([], 1)
+
+
+def test_a_dead_letter_keeps_a_time_that_has_not_come(worker_of, graves):
+    worker_of.bury(Job("1", "f", at=FUTURE), "its process ended")
+    worker_of.bury(Job("2", "f", at=PAST), "its process ended")
+    worker_of.bury(Job("3", "f", at=FUTURE, attempt=2), "its process ended")
+    assert [job.at for job in graves.jobs] == [FUTURE, None, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "job", "endless"),
+    [
+        ({"retry": Retry(attempts=0)}, {}, True),
+        ({"retry": Retry(attempts=5000)}, {}, False),
+        ({"spooler_return": True}, {}, True),
+        ({"retry_count": 5000}, {"retry_count": 4000}, False),
+        ({"retry": Retry(attempts=0)}, {"retry_count": 4000}, False),
+    ],
+)
+def test_who_sets_no_limit_may_be_tried_for_ever(worker_of, given, job, endless):
+    worker_of.found["f"] = Task(fail, options({"name": "f", **given}), Anywhere())
+    assert worker_of.is_endless(Job("1", "f", **job)) is endless

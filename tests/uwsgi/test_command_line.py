@@ -70,7 +70,7 @@ class Terminal:
             out, error = process.communicate(timeout=60)
         finally:
             process.kill()
-        assert process.returncode == code, (words, out, error, self.server.log[-3000:])
+        assert process.returncode == code, f"{words}\n{out}\n{error}\n{self.server.log[-3000:]}"
         assert "Traceback" not in error
         return out + error
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from itertools import pairwise
+from textwrap import dedent
 
 import pytest
 
@@ -11,7 +13,8 @@ from tests.uwsgi.serving import CallError
 SOURCE = """
     import asyncio, os
     from datetime import timedelta
-    from uwsgi_tasks import Retry, SubmitError, get_current_task, task
+    from uwsgi_tasks import Retry, RetryTaskException, SubmitError
+    from uwsgi_tasks import default_app, get_current_task, task
 
     @task(executor="mule")
     def note(name, payload=b""):
@@ -41,6 +44,31 @@ SOURCE = """
     def leaves():
         raise SystemExit("enough")
 
+    @task(executor="mule", retry=Retry(attempts=3, delay=0.3))
+    def patient():
+        current = get_current_task()
+        record("patient", attempt=current.attempt, at=current.scheduled_at.timestamp())
+        raise ConnectionError("no answer")
+
+    @task(executor="mule", retry_count=3)
+    def asks(count, timeout):
+        current = get_current_task()
+        record("asks", attempt=current.attempt, at=current.scheduled_at.timestamp(), seen=count)
+        raise RetryTaskException(timeout=timeout)
+
+    @task(executor="mule", retry=Retry(attempts=2, delay=3600), mule=1)
+    def tomorrow(name):
+        record("tomorrow", name=name)
+        raise ConnectionError("no answer")
+
+    @task(executor="mule")
+    def again(turn=1):
+        record("again", turn=turn)
+        if turn == 1:
+            current = get_current_task()
+            current.at = timedelta(seconds=0.3)
+            current(2)
+
     def flood(call, most=20000):
         for number in range(most):
             try:
@@ -48,6 +76,13 @@ SOURCE = """
             except SubmitError as error:
                 return number, str(error)
         return most, ""
+"""
+SOURCE_OF_NOTE = """
+    from uwsgi_tasks import Retry, task
+
+    @task(executor="mule")
+    def note(name):
+        record(name)
 """
 AUTO = """
     from uwsgi_tasks import task
@@ -136,9 +171,121 @@ def test_retries_without_a_delay_need_no_spooler(server):
     assert [event["attempt"] for event in events] == [1, 2, 3]
 
 
-def test_a_retry_that_waits_is_refused_at_the_declaration_where_nobody_can_wait(server):
-    with pytest.raises(CallError, match=r"InvalidTask.*mule cannot wait"):
+def offsets(server, name, count, attempts):
+    """Return the events of the attempts so far."""
+    events = server.wait_for_events(name, count)
+    assert [event["attempt"] for event in events] == attempts
+    return events
+
+
+def test_a_retry_waits_in_the_mule_where_there_is_no_spooler(server):
+    server.call("patient()")
+
+    events = offsets(server, "patient", 3, [1, 2, 3])
+    for before, after in pairwise(events):
+        assert before["time"] + 0.3 <= after["at"] <= after["time"]
+    # The last one has failed for good, and nothing follows it.
+    server.wait_for(lambda: server.dead("app.patient"))
+    (letter,) = server.dead("app.patient")
+    assert (letter.attempt, letter.error) == (3, "ConnectionError: no answer")
+    assert len(server.events("patient")) == 3
+
+
+def test_a_retry_that_the_task_asks_for_waits_in_the_mule_too(server):
+    server.call("asks(7, timeout=0.3)")
+
+    events = offsets(server, "asks", 3, [1, 2, 3])
+    for before, after in pairwise(events):
+        assert before["time"] + 0.3 <= after["at"] <= after["time"]
+    assert {event["seen"] for event in events} == {7}
+    server.wait_for(lambda: server.dead("app.asks"))
+    assert len(server.events("asks")) == 3
+
+
+def test_a_job_that_submits_itself_for_later_waits_in_the_mule(server):
+    server.call("again()")
+
+    first, second = server.wait_for_events("again", 2)
+    assert [first["turn"], second["turn"]] == [1, 2]
+    assert second["time"] >= first["time"] + 0.3
+
+
+def test_a_call_for_later_is_refused_where_there_is_no_spooler(server):
+    message = refused(server, "note.using(at=60)('later')")
+    assert "use the spooler" in message
+    assert not server.events("later")
+
+
+def test_a_mule_runs_other_messages_while_a_retry_waits(serve):
+    server = serve(SOURCE, spoolers=0, mules=1)
+    server.call("tomorrow('waits')")
+    server.wait_for_events("tomorrow")
+    server.call("for _ in range(20): note('meanwhile')")
+
+    events = server.wait_for_events("meanwhile", 20)
+    assert {event["where"] for event in events} == {"mule1"}
+    assert len(server.events("tomorrow")) == 1
+
+
+def serve_with_waiting_retries(serve, **options):
+    server = serve(SOURCE, spoolers=0, mules=1, **options)
+    server.call("tomorrow('first'), tomorrow('second')")
+    # The next message is run when these two have been dealt with.
+    server.call("note('after')")
+    server.wait_for_events("after")
+    assert not server.dead()
+    return server
+
+
+def letters_of_the_waiting(server):
+    letters = server.dead("app.tomorrow")
+    assert {(letter.attempt, letter.executor) for letter in letters} <= {(2, "mule")}
+    assert all("its mule ended before it was due: requeue it" in one.error for one in letters)
+    return letters
+
+
+def test_what_waits_in_a_mule_is_kept_when_the_server_stops(serve):
+    server = serve_with_waiting_retries(serve)
+    server.stop()
+
+    assert len(letters_of_the_waiting(server)) == 2
+
+
+def test_what_waits_in_a_mule_is_kept_when_it_is_busy_at_the_stop(serve):
+    server = serve_with_waiting_retries(serve, options=["--mule-reload-mercy", "20"])
+    server.call("hold('never')")
+    server.wait_for_events("held")
+    server.stop()
+
+    assert len(letters_of_the_waiting(server)) == 2
+
+
+def test_what_waits_in_a_mule_is_kept_when_the_server_reloads_and_can_be_requeued(serve):
+    server = serve_with_waiting_retries(serve)
+    server.reload()
+
+    server.wait_for(lambda: len(letters_of_the_waiting(server)) == 2)
+    server.call("for letter in default_app.dead.list(): default_app.dead.requeue(letter.id)")
+    events = server.wait_for_events("tomorrow", 4)
+    assert sorted(event["name"] for event in events[2:]) == ["first", "second"]
+
+
+def test_what_waits_in_a_mule_that_is_killed_is_lost_and_the_next_one_works(serve):
+    server = serve_with_waiting_retries(serve)
+    os.kill(server.mule_pids()[0], signal.SIGKILL)
+    server.call("note('next')")
+
+    server.wait_for_events("next")
+    assert not server.dead()
+    assert len(server.events("tomorrow")) == 2
+
+
+def test_a_retry_that_waits_is_refused_at_the_declaration_where_nobody_can_wait(serve):
+    server = serve("import uwsgi\nuwsgi.has_threads = 0\n" + dedent(SOURCE_OF_NOTE), mules=1,
+                   spoolers=0)  # fmt: skip
+    with pytest.raises(CallError, match=r"InvalidTask.*a mule cannot wait.*enable-threads = true"):
         server.call("task(executor='mule', retry=Retry(delay=5))(note.func)")
+    assert server.call("task(executor='mule', name='b', retry=Retry())(note.func)")
 
 
 def test_a_mule_survives_a_task_that_exits(server):
@@ -223,6 +370,7 @@ def test_beside_a_spooler_retries_of_a_mule_wait_there_and_failures_are_kept_the
     server.call("flaky()")
 
     first, second = server.wait_for_events("flaky", 2)
+    assert (first["where"], second["where"]) == ("mule1", "spooler")
     assert second["time"] - first["time"] >= 1
     server.wait_for(server.dead)
     assert server.dead()[0].error == "ConnectionError: no answer"

@@ -10,7 +10,8 @@ SOURCE = """
     from functools import wraps
     from pathlib import Path
     from uwsgi_tasks import (
-        SPOOL_IGNORE, SPOOL_OK, SPOOL_RETRY, Retry, RetryTaskException, get_current_task, task,
+        SPOOL_IGNORE, SPOOL_OK, SPOOL_RETRY, Retry, RetryTaskException, default_app,
+        get_current_task, task,
     )
 
     def run(name):
@@ -98,12 +99,58 @@ SOURCE = """
     async def coroutine():
         run("coroutine")
         return SPOOL_RETRY
+
+    class Missing(Exception):
+        pass
+
+    # One function, as a task of the spooler and of a mule, which hands its retries to the spooler.
+    def both(name, **options):
+        def declare(func):
+            for executor in ("spooler", "mule"):
+                task(executor=executor, name=f"{executor} {name}", **options)(func)
+            return func
+        return declare
+
+    def call(executor, name, *args):
+        return default_app.tasks[f"{executor} {name}"](*args)
+
+    def log(name, ends=False):
+        current = get_current_task()
+        record(f"{current.name}{' ends' if ends else ''}", attempt=current.attempt,
+               due=current.scheduled_at.timestamp())
+        return current.attempt
+
+    @both("grows", retry=Retry(attempts=5, delay=0.25, backoff=2))
+    def grows():
+        log("grows")
+        log("grows", ends=True)
+        raise ConnectionError("no answer")
+
+    @both("until", retry=Retry(attempts=0, delay=0.25, until=lambda outcome: outcome.value == "c"))
+    def until():
+        return " abc"[log("until")]
+
+    @both("breaks", retry=Retry(
+        attempts=0, delay=0.25, until=lambda outcome: not isinstance(outcome.exception, Missing)
+    ))
+    def breaks():
+        raise Missing if log("breaks") < 3 else PermissionError("401")
+
+    @both("late", retry=Retry(attempts=0, delay=1, timeout=2.5))
+    def late():
+        log("late")
+        raise ConnectionError("no answer")
+
+    @both("judge", retry=Retry(attempts=9, until=lambda outcome: {}[outcome.value]))
+    def judge():
+        log("judge")
+        return "code"
 """
 
 
 @pytest.fixture(scope="module")
 def server(serve_module):
-    return serve_module(SOURCE, spoolers=2)
+    return serve_module(SOURCE, spoolers=2, mules=1)
 
 
 def at_rest(server):
@@ -254,3 +301,73 @@ def test_a_coroutine_may_ask_for_another_run(server):
     server.call("coroutine()")
 
     assert [event["left"] for event in server.wait_for_events("coroutine", 2)] == [2, 1]
+
+
+# --- the same on a mule, which hands what must wait to the spooler
+
+
+executors = pytest.mark.parametrize("executor", ["spooler", "mule"])
+
+
+@executors
+def test_the_waits_grow_from_the_second_one_on(server, executor):
+    name = f"{executor} grows"
+    server.call(f"call({executor!r}, 'grows')")
+
+    assert server.wait_for(lambda: server.dead(name))
+    ends = [event["time"] for event in server.events(f"{name} ends")]
+    runs = server.events(name)
+    assert [run["attempt"] for run in runs] == [1, 2, 3, 4, 5]
+    waits = [run["due"] - end for end, run in zip(ends, runs[1:], strict=False)]
+    # From the end of a run, which is noted a moment after the task has noted it.
+    assert all(wait >= least for wait, least in zip(waits, (0.25, 0.25, 0.5, 1), strict=True)), (
+        waits
+    )
+    assert all(run["time"] >= run["due"] for run in runs)
+
+
+@executors
+def test_it_runs_until_its_value_is_the_one(server, executor):
+    name = f"{executor} until"
+    server.call(f"call({executor!r}, 'until')")
+
+    server.wait_for_events(name, 3)
+    at_rest(server)
+    assert [event["attempt"] for event in server.events(name)] == [1, 2, 3]
+    assert not server.dead(name)
+
+
+@executors
+def test_it_runs_until_it_fails_in_another_way(server, executor):
+    name = f"{executor} breaks"
+    server.call(f"call({executor!r}, 'breaks')")
+
+    server.wait_for_events(name, 3)
+    at_rest(server)
+    assert [event["attempt"] for event in server.events(name)] == [1, 2, 3]
+    assert not server.dead(name)
+
+
+@executors
+def test_no_run_begins_later_than_the_timeout_allows(server, executor):
+    name = f"{executor} late"
+    server.call(f"call({executor!r}, 'late')")
+
+    assert server.wait_for(lambda: server.dead(name))
+    runs = server.events(name)
+    assert all(run["due"] - runs[0]["time"] <= 2.5 for run in runs)
+    assert 1 <= len(runs) <= 3
+
+
+@executors
+def test_a_predicate_that_raises_is_a_dead_letter_and_the_worker_goes_on(server, executor):
+    name = f"{executor} judge"
+    server.call(f"call({executor!r}, 'judge')")
+
+    (letter,) = server.wait_for(lambda: server.dead(name))
+    pid = server.events(name)[0]["pid"]
+    assert letter.error == "PredicateFailed: Retry(until=) raised KeyError: 'code'"
+    assert len(server.events(name)) == 1
+    server.call(f"call({executor!r}, 'judge')")
+    server.wait_for_events(name, 2)
+    assert server.events(name)[1]["pid"] == pid or executor == "spooler"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask
+from uwsgi_tasks.handle import Near
 from uwsgi_tasks.model import Job, Result, Standing, State, Stop
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
@@ -27,16 +28,24 @@ class Receiver(Protocol):
         """Make one attempt at *job*, number *index* of *payload*; return the next one, if any.
 
         What failed for good is a dead letter when this returns. Raises NotKept if it could not be
-        kept: then it must stay where it is.
+        kept: then it must stay where it is; and FixtureFailed if it cannot run in this process,
+        to which nothing has been done yet.
         """
 
     def perform(
-        self, job: Job, payload: bytes, index: int = 0, *, bury: bool = False
+        self, job: Job, payload: bytes | None = None, index: int = 0, *, bury: bool = False
     ) -> tuple[Result, Job | None]:
         """Make one attempt, as `run` does, for a caller who waits for the result.
 
-        What failed for good is a dead letter only if *bury* says so.
+        Without *payload* the next attempt has the arguments as this one leaves them. What failed
+        for good is a dead letter only if *bury* says so. Raises FixtureFailed as `run` does.
         """
+
+    def find(self, name: str) -> object:
+        """Return the task of this name; while it is held, it can run. Raises TaskNotFound."""
+
+    def is_endless(self, job: Job) -> bool:
+        """May attempts at *job* follow one another for ever?"""
 
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
@@ -91,7 +100,7 @@ class Executor(ABC):
     travels: ClassVar[bool] = True
     """Does the job run in another process, which must find its task by name?"""
     tracks: ClassVar[bool] = False
-    """Can it tell by itself what waits and what runs, and take a job away?"""
+    """Can it tell, in every process, what waits and what runs, and take a job away?"""
 
     def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
         self._server = server
@@ -108,21 +117,22 @@ class Executor(ABC):
     def check(self, options: Options) -> None:
         """Raise InvalidTask if a task with these *options* could not run here as they say."""
         if options.at is not None and not self.supports_delay:
-            raise InvalidTask(f"at=: {self.name} cannot delay a job; use the spooler")
+            raise InvalidTask(f"at=: {self.name} cannot delay a job; use the spooler, or threads")
         if options.priority is not None and not self.supports_priority:
-            raise InvalidTask(f"priority=: {self.name} has no priorities; use the spooler")
+            raise InvalidTask(f"priority=: {self.name} has none; use the spooler, or threads")
         if options.durable and not self.durable:
             raise InvalidTask(f"durable=: {self.name} keeps nothing on disk; use the spooler")
 
     @abstractmethod
-    def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
+    def submit(self, jobs: Sequence[Job]) -> Sequence[Result | Near]:
         """Take all of *jobs*, or raise SubmitError and take none.
 
-        Returns the results that are known already: those of jobs that have run when it returns.
+        Returns the results that are known already, those of jobs that have run when it returns; of
+        jobs that stay in the memory of this process, what tells how each stands.
         Jobs that came as one call of `Task.map` differ in ``id`` and ``args`` alone.
         """
 
-    def follow(self, job: Job) -> Sequence[Result]:
+    def follow(self, job: Job) -> Sequence[Result | Near]:
         """Take *job*, which the job being run asks for, as `submit` does."""
         return self.submit((job,))
 

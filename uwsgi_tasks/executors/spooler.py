@@ -17,6 +17,7 @@ from uwsgi_tasks.current import alone
 from uwsgi_tasks.errors import (
     ConfigurationError,
     DecodeError,
+    FixtureFailed,
     InvalidTask,
     SubmitError,
     TasksError,
@@ -24,6 +25,7 @@ from uwsgi_tasks.errors import (
 )
 from uwsgi_tasks.executors import Executor, Options
 from uwsgi_tasks.limits import alarm
+from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.marks import Mark, Peers, Progress
 from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result, Standing, State, Stop
 from uwsgi_tasks.spool_file import PREFIX, batch_id, file_name, new_name, write_whole
@@ -179,7 +181,9 @@ class SpoolerExecutor(Executor):
         try:
             known = place.peers.wake()
         except OSError as error:
-            log.warning("the spoolers of %s could not be woken: %s", place.files.path, error)
+            log.warning(
+                "the spoolers of %s could not be woken: %s", place.files.path, one_line(error)
+            )
             return
         if known >= place.processes or place.is_elsewhere:
             self._unknown_since = None
@@ -377,6 +381,18 @@ class SpoolerExecutor(Executor):
                 self._spent.forget()
                 self._spent = None
             code = self._handle(name, payload, env, theirs, mark)
+        except FixtureFailed as error:
+            log.critical(
+                "%s stays in the spooler, and this process ends, for another one to try again: %s",
+                name,
+                one_line(error),
+                exc_info=error.__cause__,
+            )
+            # It has not run: whoever counts crashes must not count this as one.
+            self._put_off(name, 0.0)
+            if mark is not None:
+                mark.end()
+            self._server.end_this_process()
         # Whatever it was, the file is the only place where the job is safe.
         except Exception:
             log.exception("%s stays in the spooler, and is tried again", name)

@@ -68,7 +68,7 @@ class Eager(Diverted):
     def __init__(self, app: App) -> None:
         super().__init__(app)
         # Not its child: `follow` would call our `submit`, and what follows would be noted twice.
-        self._runtime = RuntimeExecutor(app.server, lambda: app.settings)
+        self._runtime = RuntimeExecutor(app.server, lambda: app.settings, waits=False)
 
     def listen(self, receiver: Receiver) -> None:
         """Let *receiver* run what arrives."""

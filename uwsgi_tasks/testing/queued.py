@@ -210,9 +210,12 @@ class Queue(Diverted):
         """Make one attempt; what follows from it is in the queue when this returns."""
         # Read again: what the task does to its arguments must not be seen in what was captured.
         job = codec.decode(entry.payload, self._settings().signer)[entry.index]
+        # Whoever looks at these times goes by the real clock.
+        moved = self._ahead - entry.ahead
         if job.expires_at is not None:
-            # Whoever looks at it goes by the real clock.
-            job = job._replace(expires_at=job.expires_at - self._ahead + entry.ahead)
+            job = job._replace(expires_at=job.expires_at - moved)
+        if job.began_at is not None:
+            job = job._replace(began_at=job.began_at - moved)
         result, following = self._receiver.perform(job, entry.payload, entry.index, bury=True)
         if following is not None:
             try:

@@ -1,13 +1,14 @@
 """To a mule."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import FakeUwsgi
-from uwsgi_tasks import InvalidTask, SubmitError
+from uwsgi_tasks import InvalidTask, Retry, SubmitError
 from uwsgi_tasks.codec import decode, encode
 from uwsgi_tasks.errors import NotKept
 from uwsgi_tasks.executors.mule import MuleExecutor
@@ -17,6 +18,7 @@ from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.task import options
 
 JOB = Job("1", "shop.send", (1,))
+WAITS = Retry(attempts=3, delay=5)
 
 
 class Receiver:
@@ -110,21 +112,31 @@ def test_a_job_whose_time_has_come_is_sent(mule, uwsgi):
 
 
 @pytest.mark.parametrize("relay", [None, Relay(ready=False)])
-def test_a_job_of_the_future_is_refused_where_nobody_can_delay(mule, relay):
-    mule.relay = relay
-    with pytest.raises(SubmitError, match="a mule cannot wait: use the spooler"):
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_job_of_the_future_is_refused_where_nobody_can_delay(mule, uwsgi, relay, threads):
+    mule.relay, uwsgi.has_threads = relay, threads
+    with pytest.raises(SubmitError, match="a mule takes no job of the future: use the spooler"):
         mule.submit([JOB._replace(at=time.time() + 60)])
+    assert not uwsgi.messages
 
 
 @pytest.mark.parametrize("relay", [None, Relay(ready=False)])
-def test_retries_that_wait_are_refused_where_nobody_can_delay(mule, relay):
+@pytest.mark.parametrize("given", [{"retry_count": 3, "retry_timeout": 5}, {"retry": WAITS}])
+def test_retries_that_wait_are_refused_where_nobody_can_wait(mule, relay, given):
     mule.relay = relay
-    with pytest.raises(InvalidTask, match=r"a mule cannot wait .*: use the spooler"):
-        mule.check(options({"retry_count": 3, "retry_timeout": 5}))
+    with pytest.raises(InvalidTask, match=r"a mule cannot wait .* nor threads") as caught:
+        mule.check(options(given))
+    for remedy in ("'enable-threads = true'", "'spooler = DIRECTORY'", "without a delay"):
+        assert remedy in str(caught.value)
 
 
-def test_retries_that_wait_are_taken_where_somebody_can_delay(mule):
-    mule.relay = Relay()
+def test_retries_without_a_delay_are_taken_where_nobody_can_wait(mule):
+    assert mule.check(options({"retry": Retry(attempts=3)})) is None
+
+
+@pytest.mark.parametrize(("relay", "threads"), [(Relay(), 0), (Relay(), 1), (None, 1)])
+def test_retries_that_wait_are_taken_where_somebody_can_wait(mule, uwsgi, relay, threads):
+    mule.relay, uwsgi.has_threads = relay, threads
     assert mule.check(options({"retry_count": 3, "retry_timeout": 5})) is None
 
 
@@ -182,11 +194,141 @@ def test_a_mule_whose_directory_is_gone_runs_its_jobs(mule, receiver, home):
     assert receiver.ran == [JOB]
 
 
-def test_the_next_attempt_is_buried_where_it_can_neither_wait_nor_run(mule, receiver):
-    receiver.following = [JOB.again(time.time() + 60)]
-    mule.receive(encode([JOB]), None)
+def test_the_next_attempt_is_buried_where_it_can_neither_wait_nor_run(waiting, uwsgi, receiver):
+    uwsgi.has_threads = 0
+    waiting(JOB.again(time.time() + 60))
     ((job, reason),) = receiver.buried
     assert (job.attempt, reason.startswith("a mule cannot wait")) == (2, True)
+
+
+# ---- what waits in the mule itself ------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(mule, uwsgi, receiver):
+    """Have a mule run a job that is followed by this one."""
+    uwsgi.has_threads = 1
+
+    def run(following):
+        receiver.following = [following]
+        with uwsgi.being("mule"):
+            mule.receive(encode([JOB]), None)
+
+    yield run
+    if mule._delays is not None:
+        mule._delays.take_all()
+
+
+def test_the_next_attempt_is_sent_when_it_is_due_and_not_before(waiting, uwsgi):
+    at = time.time() + 0.2
+    waiting(JOB.again(at))
+    assert not uwsgi.messages
+    wait_for(lambda: uwsgi.messages)
+    assert time.time() >= at
+    (job,) = decode(uwsgi.messages[0][0])
+    assert (job.attempt, job.at, job.args) == (2, at, JOB.args)
+
+
+def test_the_next_attempt_goes_to_the_mule_that_its_call_names(waiting, uwsgi):
+    waiting(JOB._replace(mule=1).again(time.time() + 0.05))
+    wait_for(lambda: uwsgi.messages)
+    assert uwsgi.messages[0][1] == 1
+
+
+def test_what_waits_is_sent_in_the_order_of_time(waiting, uwsgi):
+    now = time.time()
+    for number, seconds in enumerate((0.3, 0.1, 0.2)):
+        waiting(JOB._replace(id=str(number)).again(now + seconds))
+    wait_for(lambda: len(uwsgi.messages) == 3)
+    assert [decode(message)[0].id for message, _ in uwsgi.messages] == ["1", "2", "0"]
+
+
+def test_a_spooler_takes_what_must_wait_before_the_mule_does(waiting, mule):
+    mule.relay = Relay()
+    later = JOB.again(time.time() + 60)
+    waiting(later)
+    assert (mule.relay.jobs, mule._delays) == ([later], None)
+
+
+def test_what_a_full_queue_does_not_take_when_it_is_due_is_sent_later(
+    waiting, uwsgi, monkeypatch, caplog
+):
+    monkeypatch.setattr("uwsgi_tasks.executors.mule._PAUSE", 0.05)
+    uwsgi.room = 0
+    waiting(JOB.again(time.time() + 0.05))
+    wait_for(lambda: "cannot be sent to a mule yet" in caplog.text)
+    uwsgi.room = 278
+    wait_for(lambda: uwsgi.messages)
+    assert decode(uwsgi.messages[0][0])[0].attempt == 2
+
+
+def test_what_cannot_be_pickled_when_it_is_due_is_buried_and_holds_nothing_up(
+    waiting, uwsgi, receiver
+):
+    now = time.time()
+    waiting(JOB.again(now + 0.05)._replace(buffer={"lock": threading.Lock()}))
+    waiting(JOB._replace(id="2").again(now + 0.1))
+    wait_for(lambda: uwsgi.messages)
+    ((job, reason),) = receiver.buried
+    assert (job.id, "lock" in reason) == ("1", True)
+    assert decode(uwsgi.messages[0][0])[0].id == "2"
+
+
+def test_what_waits_when_the_mule_ends_is_buried(waiting, uwsgi, receiver):
+    for number in (2, 1):
+        waiting(JOB._replace(id=str(number)).again(time.time() + 60 * number))
+    uwsgi.atexit()
+    assert [(job.id, job.attempt) for job, _ in receiver.buried] == [("1", 2), ("2", 2)]
+    assert {reason for _, reason in receiver.buried} == {
+        "its mule ended before it was due: requeue it"
+    }
+
+
+def test_one_that_cannot_be_kept_when_the_mule_ends_is_named_and_hides_no_other(
+    waiting, uwsgi, receiver, caplog
+):
+    def full(job, _reason):
+        if job.id == "1":
+            raise NotKept("no dead letter could be written")
+        kept.append(job.id)
+
+    kept, receiver.bury = [], full
+    for number in (1, 2):
+        waiting(JOB._replace(id=str(number)).again(time.time() + 60 * number))
+    uwsgi.atexit()
+    assert kept == ["2"]
+    (record,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert (record.job_id, "is lost" in record.message) == ("1", True)
+
+
+def test_a_function_that_was_to_be_called_at_the_end_still_is(waiting, uwsgi, receiver):
+    called = []
+    uwsgi.atexit = lambda: called.append(len(receiver.buried))
+    waiting(JOB.again(time.time() + 60))
+    uwsgi.atexit()
+    assert called == [1]
+
+
+def test_a_mule_in_which_nothing_waits_leaves_the_end_alone(mule, uwsgi):
+    with uwsgi.being("mule"):
+        mule.receive(encode([JOB]), None)
+    assert not hasattr(uwsgi, "atexit")
+
+
+def test_an_attempt_that_is_due_already_runs_at_once_where_the_queue_is_full(
+    waiting, uwsgi, receiver
+):
+    uwsgi.room = 0
+    waiting(JOB.again(time.time() - 1))
+    assert [job.attempt for job in receiver.ran] == [1, 2]
+    assert not receiver.buried
+
+
+def wait_for(condition, deadline=20.0):
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
 
 
 def test_a_message_that_cannot_be_kept_is_lost_with_a_log_line(mule, receiver, caplog):
@@ -194,6 +336,7 @@ def test_a_message_that_cannot_be_kept_is_lost_with_a_log_line(mule, receiver, c
     mule.receive(encode([JOB]), None)
     (record,) = caplog.records
     assert (record.levelname, "is lost" in record.message) == ("CRITICAL", True)
+    assert (record.job_id, record.task_name, record.executor) == (JOB.id, JOB.task, "mule")
 
 
 def test_a_message_that_is_not_ours_goes_to_the_hook_before_ours(mule, receiver):

@@ -1,6 +1,7 @@
 """At once, in the process of the caller."""
 
 import threading
+import time
 
 import pytest
 
@@ -20,6 +21,10 @@ class Receiver:
     def __init__(self, script=None):
         self.script = script or {}
         self.ran = []
+        self.endless = True
+
+    def is_endless(self, _job):
+        return self.endless
 
     def perform(self, job, payload, index=0):
         assert decode(payload)[index] == job
@@ -35,6 +40,24 @@ def runtime(script=None):
     return made
 
 
+@pytest.fixture
+def slept(monkeypatch, clock):
+    """How long it slept, each time; the clock goes on meanwhile."""
+    got = []
+
+    def sleep(seconds):
+        got.append(seconds)
+        clock.advance(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    return got
+
+
+def until(number, wait):
+    """Ask for another attempt, *wait* seconds later, up to attempt *number*."""
+    return lambda job: job.again(time.time() + wait) if job.attempt < number else None
+
+
 def test_it_is_always_ready():
     assert runtime().ready() is True
 
@@ -48,6 +71,92 @@ def test_retries_follow_at_once_and_the_last_result_counts():
     made = runtime({"1": lambda job: job.again(None) if job.attempt < 3 else None})
     (result,) = made.submit([JOB])
     assert (made._receiver.ran, result.attempt) == ([("1", 1), ("1", 2), ("1", 3)], 3)
+
+
+def test_a_retry_that_is_due_later_is_waited_for(slept):
+    began = time.time()
+    made = runtime({"1": until(3, 60)})
+    (result,) = made.submit([JOB])
+    assert (result.attempt, len(slept)) == (3, 2)
+    assert sum(slept) == pytest.approx(120, abs=5)
+    assert time.time() - began >= 120
+
+
+def test_no_attempt_begins_before_it_is_due(slept):
+    early = []
+
+    def look(job):
+        early.append(job.at is not None and time.time() < job.at)
+        return until(9, 0.5)(job)
+
+    runtime({"1": look}).submit([JOB])
+    assert early == [False] * 9
+
+
+def test_who_is_woken_too_early_goes_on_waiting(monkeypatch, clock):
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock.advance(seconds / 2 if len(slept) == 1 else seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    began = time.time()
+    runtime({"1": until(2, 100)}).submit([JOB])
+    assert len(slept) >= 2
+    assert time.time() - began >= 100
+
+
+def test_a_wait_beyond_all_times_is_a_wait(slept):
+    runtime({"1": until(2, 200e9)}).submit([JOB])
+    # What time.sleep takes.
+    assert max(slept) < 9e9
+
+
+def test_what_is_due_already_is_not_waited_for(slept):
+    made = runtime({"1": until(3, -60)})
+    made.submit([JOB])
+    assert (len(made._receiver.ran), sum(slept)) == (3, 0)
+
+
+def test_a_stand_in_does_not_wait(slept):
+    made = RuntimeExecutor(Server(None), Settings, waits=False)
+    made.listen(Receiver({"1": until(3, 60)}))
+    (result,) = made.submit([JOB])
+    assert (result.attempt, sum(slept)) == (3, 0)
+
+
+def test_the_retries_of_what_followed_are_waited_for_too(slept):
+    def follow(_job):
+        made.follow(JOB._replace(id="2"))
+
+    made = runtime({"1": follow, "2": until(2, 60)})
+    made.submit([JOB])
+    assert made._receiver.ran == [("1", 1), ("2", 1), ("2", 2)]
+    assert sum(slept) == pytest.approx(60, abs=5)
+
+
+def test_attempts_with_waits_between_them_have_no_limit(slept):
+    made = runtime({"1": until(3000, 10)})
+    (result,) = made.submit([JOB])
+    assert (result.attempt, result.state) == (3000, State.SUCCEEDED)
+
+
+def test_one_wait_among_attempts_in_a_row_starts_the_count_anew(slept):
+    def ask(job):
+        if job.attempt == 999:
+            return job.again(time.time() + 10)
+        return job.again(None) if job.attempt < 1998 else None
+
+    (result,) = runtime({"1": ask}).submit([JOB])
+    assert (result.attempt, result.state) == (1998, State.SUCCEEDED)
+
+
+def test_a_stand_in_ends_after_a_thousand_attempts_whatever_they_would_wait():
+    made = RuntimeExecutor(Server(None), Settings, waits=False)
+    made.listen(Receiver({"1": lambda job: job.again(time.time() + 3600)}))
+    (result,) = made.submit([JOB])
+    assert (result.attempt, result.state) == (1000, State.FAILED)
 
 
 def test_what_a_spooler_would_refuse_is_refused_and_not_run():
@@ -120,8 +229,9 @@ def test_a_failure_of_what_followed_reaches_the_caller():
     class Failing(Receiver):
         def perform(self, job, payload, index=0):
             result, following = super().perform(job, payload, index)
-            error = OSError() if job.id == "2" else None
-            return Result(state=result.state, attempt=1, error=error), following
+            if job.id == "2":
+                result = Result(state=State.FAILED, attempt=1, error=OSError())
+            return result, following
 
     def follow(job):
         made.follow(job._replace(id="2"))
@@ -149,6 +259,13 @@ def test_a_job_that_fails_for_ever_ends_with_its_own_error():
     made.listen(Failing())
     (result,) = made.submit([JOB])
     assert (result.state, str(result.error)) == (State.FAILED, "no")
+
+
+def test_a_task_that_sets_itself_a_limit_has_all_its_attempts():
+    made = runtime({"1": lambda job: job.again(None) if job.attempt < 2500 else None})
+    made._receiver.endless = False
+    (result,) = made.submit([JOB])
+    assert (result.state, result.attempt) == (State.SUCCEEDED, 2500)
 
 
 def test_a_thousand_attempts_are_enough_if_the_last_one_succeeds():
