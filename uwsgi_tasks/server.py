@@ -128,7 +128,8 @@ class Server:
                 # in the middle of a transaction, or with a lock of ours.
                 last = threading.Thread(target=action, name="uwsgi_tasks exit", daemon=True)
                 last.start()
-                last.join()
+                # No longer: it may want a lock that the main thread, below us, holds.
+                last.join(None if self.mercy == float("inf") else self.mercy)
             finally:
                 if before is not None:
                     before()

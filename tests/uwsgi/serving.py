@@ -178,16 +178,24 @@ class Server:
         if self._process is None:
             return self._code
         process, self._process = self._process, None
-        process.terminate()
         try:
-            self._code = process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._code = None
+            self._code = self._end(process)
         finally:
             end_session(process.pid)
             process.wait()
             shutil.rmtree(self._short, ignore_errors=True)
         return self._code
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> int | None:
+        # Twice: a worker that was forked just now, and is still being measured, hears nothing.
+        for _ in range(2):
+            process.terminate()
+            try:
+                return process.wait(15)
+            except subprocess.TimeoutExpired:
+                pass
+        return None
 
     def crash(self) -> list[int]:
         """End it as a failing machine would, all at once; return the processes that it had."""

@@ -219,7 +219,8 @@ def test_kill_ends_a_task_by_an_exception_and_spares_its_process(server, app, ki
 
     assert handle.cancel(kill=True)
     assert handle.state is State.CANCELLED
-    assert name in recorded(server, "killed")
+    # A coroutine hears of it on its loop, beside the job's end.
+    server.wait_for(lambda: name in recorded(server, "killed"))
     assert is_alive(process_of(server, name))
     after = begun(server, app, f"{kind}_hold", f"after {name}")
     server.open_gate(f"after {name}")

@@ -446,8 +446,9 @@ def test_while_the_store_is_away_jobs_go_on_and_dead_letters_wait_in_files(serve
     }
     assert server.call(f"outcomes({list(kept)})") == kept
     ends = Counter((e["id"], e["attempt"]) for e in server.events("end"))
-    # One spooler was killed, in the middle of one run.
-    assert sum(ends.values()) - len(ends) <= 1
+    # One spooler was killed, in the middle of one run: that may be made again, and what follows.
+    assert len({id_ for (id_, _), times in ends.items() if times > 1}) <= 1
+    assert max(ends.values()) <= 2
     runs = sum(server.call("counted()").values())
     assert sum(ends.values()) - 1 <= runs <= sum(ends.values())
 
