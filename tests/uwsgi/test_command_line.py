@@ -60,7 +60,13 @@ class Terminal:
                 STAGE_EVENTS=str(self.server.folder / EVENTS),
                 UWSGI_TASKS_SPOOLER_DIR=str(self.server.spool),
             ),
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+                **options,
+            },
         )
 
     def __call__(self, *words, code=0):
@@ -194,6 +200,9 @@ def test_dead_letters_are_removed(shell):
         shell("wait", one, "--timeout", "30s", code=1)
 
     assert "say --yes" in shell("dead", "rm", "--all", code=2)
+    # As under a program that has closed its standard input.
+    deaf = shell.start("dead", "rm", "--all", stdin=None, preexec_fn=lambda: os.close(0))
+    assert "say --yes" in deaf.communicate(timeout=60)[1]
     assert shell.ask("dead", "rm", ids[0])["removed"] == [ids[0]]
     assert set(shell.ask("dead", "rm", "--task", "app.read", "--yes")["removed"]) >= {*ids[1:]}
     assert shell.ask("dead", "ls") == {"dead": [], "count": 0}

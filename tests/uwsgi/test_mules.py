@@ -244,15 +244,19 @@ def letters_of_the_waiting(server):
     return letters
 
 
+# Long enough for a busy machine: a mule that is killed before it has written them loses them.
+MERCIFUL = ["--mule-reload-mercy", "30"]
+
+
 def test_what_waits_in_a_mule_is_kept_when_the_server_stops(serve):
-    server = serve_with_waiting_retries(serve)
+    server = serve_with_waiting_retries(serve, options=MERCIFUL)
     server.stop()
 
     assert len(letters_of_the_waiting(server)) == 2
 
 
 def test_what_waits_in_a_mule_is_kept_when_it_is_busy_at_the_stop(serve):
-    server = serve_with_waiting_retries(serve, options=["--mule-reload-mercy", "20"])
+    server = serve_with_waiting_retries(serve, options=MERCIFUL)
     server.call("hold('never')")
     server.wait_for_events("held")
     server.stop()
@@ -261,7 +265,7 @@ def test_what_waits_in_a_mule_is_kept_when_it_is_busy_at_the_stop(serve):
 
 
 def test_what_waits_in_a_mule_is_kept_when_the_server_reloads_and_can_be_requeued(serve):
-    server = serve_with_waiting_retries(serve)
+    server = serve_with_waiting_retries(serve, options=MERCIFUL)
     server.reload()
 
     server.wait_for(lambda: len(letters_of_the_waiting(server)) == 2)

@@ -149,7 +149,8 @@ def remove(
 def _ask(question: str) -> None:
     try:
         agreed = click.confirm(question, err=True)
-    except click.Abort as error:
+    # RuntimeError: there is no standard input at all, as under some cron jobs.
+    except (click.Abort, RuntimeError) as error:
         raise click.UsageError("nobody answers here: say --yes") from error
     if not agreed:
         no()
