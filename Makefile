@@ -10,7 +10,7 @@ run: $(VENV)/.ready-run
 
 test: $(VENV)/.ready-test
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 check: $(VENV)/.ready-test
 	$(BIN)/ruff check .

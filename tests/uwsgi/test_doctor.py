@@ -62,7 +62,8 @@ def examine(store, monkeypatch):
             file = server.folder / "uwsgi.ini"
             file.write_text(textwrap.dedent(ini))
         found = doctor.examine(file, server.spool, patient)
-        assert not [path for path in server.spool.rglob("*probe*") if path.is_file()]
+        left = lambda: [path for path in server.spool.rglob("*probe*") if path.is_file()]  # noqa: E731
+        server.wait_for(lambda: not left())
         return {finding.code: finding for finding in found if finding.level != "ok"}
 
     return examine

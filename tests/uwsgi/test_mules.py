@@ -248,13 +248,6 @@ def letters_of_the_waiting(server):
 MERCIFUL = ["--mule-reload-mercy", "30"]
 
 
-def test_what_waits_in_a_mule_is_kept_when_the_server_stops(serve):
-    server = serve_with_waiting_retries(serve, options=MERCIFUL)
-    server.stop()
-
-    assert len(letters_of_the_waiting(server)) == 2
-
-
 def test_what_waits_in_a_mule_is_kept_when_it_is_busy_at_the_stop(serve):
     server = serve_with_waiting_retries(serve, options=MERCIFUL)
     server.call("hold('never')")

@@ -5,7 +5,8 @@ import os
 import sys
 import types
 
-HOOKS = {"spooler", "mule_msg_hook", "post_fork_hook"}
+# Not post_fork_hook: a signal that comes while a new process is busy there is lost.
+HOOKS = {"spooler", "mule_msg_hook"}
 measuring = None
 saved = {}
 
