@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from uwsgi_tasks import probe
 from uwsgi_tasks import settings as settings_module
+from uwsgi_tasks.attempts import Worker
 from uwsgi_tasks.current import Surroundings
 from uwsgi_tasks.dead_letters import DeadLetters
 from uwsgi_tasks.errors import (
@@ -46,7 +47,6 @@ from uwsgi_tasks.stores import Store
 from uwsgi_tasks.submitting import UNREACHABLE, Submitting
 from uwsgi_tasks.task import Task, options
 from uwsgi_tasks.tracker import Tracker
-from uwsgi_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -57,6 +57,14 @@ class StoreError(TasksError):
     """The store cannot be reached, or cannot do what it was asked for."""
 
 
+class RedisAway(StoreError):
+    """Redis cannot be reached, or cannot do what it was asked for."""
+
+
+class LeaseLost(TasksError):
+    """The lease of what runs is over, and somebody else may have it: stop, and leave no trace."""
+
+
 class DecodeError(TasksError):
     """The bytes are not a job."""
 

@@ -96,7 +96,7 @@ def log_module():
         yield found
     finally:
         root.handlers[:], root.level = before
-        for name in ("uwsgi_tasks", "uwsgi_tasks.worker"):
+        for name in ("uwsgi_tasks", "uwsgi_tasks.attempts"):
             logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -121,7 +121,7 @@ def test_with_the_first_configuration_a_line_of_the_task_has_its_id(
     lines = capsys.readouterr().err.splitlines()
     assert any(f"WARNING  [{handle.id}] shop: by" in line for line in lines)
     assert any(
-        f"ERROR    [{handle.id}] uwsgi_tasks.worker: shop.send[{handle.id}] failed in attempt 1: "
+        f"ERROR    [{handle.id}] uwsgi_tasks.attempts: shop.send[{handle.id}] failed in attempt 1: "
         "OSError: no such host: web1; it is kept in the store" in line
         for line in lines
     )
@@ -142,7 +142,7 @@ def test_with_json_each_event_is_one_line_with_its_fields(log_module, app, queue
         "executor": "queued",
     }
     assert theirs == {**theirs, **fields, "message": "by\nthe task", "logger": "shop"}
-    assert ours == {**ours, **fields, "level": "ERROR", "logger": "uwsgi_tasks.worker"}
+    assert ours == {**ours, **fields, "level": "ERROR", "logger": "uwsgi_tasks.attempts"}
     assert ours["traceback"].startswith("Traceback")
     assert "in send" in ours["traceback"]
     assert SECRET not in text
@@ -150,8 +150,8 @@ def test_with_json_each_event_is_one_line_with_its_fields(log_module, app, queue
 
 def test_the_line_of_json_on_the_page_has_the_fields_of_the_formatter(log_module):
     (shown,) = re.findall(r"^```json\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    record = logging.getLogger("uwsgi_tasks.worker").makeRecord(
-        "uwsgi_tasks.worker",
+    record = logging.getLogger("uwsgi_tasks.attempts").makeRecord(
+        "uwsgi_tasks.attempts",
         logging.ERROR,
         "",
         0,
@@ -289,7 +289,7 @@ def test_where_nothing_drops_the_second_event_the_logger_is_ignored(
     queued.run_all(check=False)
     assert len(reported.events) == 2
 
-    sentry_logging.ignore_logger("uwsgi_tasks.worker")
+    sentry_logging.ignore_logger("uwsgi_tasks.attempts")
     send(KeyError("no such order"))
     queued.run_all(check=False)
     assert len(reported.events) == 3
@@ -344,7 +344,7 @@ def test_without_the_middleware_a_job_that_fails_for_good_is_an_event(sent, send
     queued.run_all(check=False)
 
     (event,) = sent.events
-    assert event["logger"] == "uwsgi_tasks.worker"
+    assert event["logger"] == "uwsgi_tasks.attempts"
     assert event["exception"]["values"][-1]["type"] == "KeyError"
     assert [frame["function"] for frame in event["exception"]["values"][-1]["stacktrace"]["frames"]]
     assert event["extra"] == {

@@ -20,9 +20,10 @@ from uwsgi_tasks import (
     Retry,
     RetryTaskException,
     SubmitError,
+    attempts,
     get_current_task,
-    worker,
 )
+from uwsgi_tasks.attempts import Worker
 from uwsgi_tasks.codec import decode, encode
 from uwsgi_tasks.current import Surroundings, alone
 from uwsgi_tasks.errors import (
@@ -39,7 +40,7 @@ from uwsgi_tasks.signing import Signer
 from uwsgi_tasks.spool_file import pack_raw, pack_variables, unpack
 from uwsgi_tasks.task import Task, options
 from uwsgi_tasks.times import END
-from uwsgi_tasks.worker import Worker, decide
+from uwsgi_tasks.verdicts import decide
 
 NOW = 1_700_000_000.0
 OK, AGAIN, FAILED, DROPPED = State.SUCCEEDED, State.RETRYING, State.FAILED, State.CANCELLED
@@ -463,7 +464,7 @@ def test_a_job_that_fails_is_a_dead_letter_with_all_that_is_known(run, graves):
 
 def test_a_traceback_begins_in_the_task(run, graves):
     run(fail)
-    assert worker.__file__ not in graves.kept[0].traceback
+    assert attempts.__file__ not in graves.kept[0].traceback
 
 
 def test_a_dead_letter_holds_a_job_that_can_be_run_again(run, graves):
@@ -475,7 +476,7 @@ def test_a_dead_letter_holds_a_job_that_can_be_run_again(run, graves):
 def test_a_failure_is_one_log_line_that_names_job_and_file(run, caplog):
     run(fail)
     (record,) = caplog.records
-    assert (record.levelname, record.name) == ("ERROR", "uwsgi_tasks.worker")
+    assert (record.levelname, record.name) == ("ERROR", "uwsgi_tasks.attempts")
     assert record.getMessage() == (
         "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is kept in /dead/letter"
     )
@@ -486,7 +487,7 @@ def test_the_traceback_of_a_failure_begins_in_the_task_and_is_no_part_of_the_lin
     (record,) = caplog.records
     shown = logging.Formatter().formatException(record.exc_info)
     assert shown.startswith("Traceback")
-    assert ("in fail" in shown, worker.__file__ in shown) == (True, False)
+    assert ("in fail" in shown, attempts.__file__ in shown) == (True, False)
 
 
 @pytest.mark.parametrize("dead_letter", [True, False])
@@ -542,7 +543,7 @@ def test_a_task_that_wants_no_dead_letter_is_logged_all_the_same(run, graves, ca
         "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is not kept"
     )
     assert "\nTraceback" in caplog.text
-    assert worker.__file__ not in caplog.text
+    assert attempts.__file__ not in caplog.text
 
 
 def test_a_job_that_is_tried_again_is_a_warning_without_a_traceback(run, caplog):
@@ -1278,7 +1279,7 @@ def test_an_alarm_that_rings_when_the_function_has_just_returned_is_a_failure(
             yield
             raise TaskTimeout("late")
 
-    monkeypatch.setattr(worker, "alarm", Late())
+    monkeypatch.setattr(attempts, "alarm", Late())
     run(lambda: None, timeout=1)
     assert graves.kept[0].error == "TaskTimeout: late"
 
@@ -1332,7 +1333,7 @@ def test_a_job_that_is_killed_just_before_or_after_it_runs_is_dropped(
             yield
             raise TaskCancelled("by hand")
 
-    monkeypatch.setattr(worker, "alarm", Untimely())
+    monkeypatch.setattr(attempts, "alarm", Untimely())
     run(lambda: None, timeout=1, job={"result_ttl": 60.0})
     assert [state for _, _, state, _ in books.ended] == [DROPPED]
     assert graves.kept == []

@@ -1,0 +1,1 @@
+"""All that is kept in Redis speaks to it through here."""

@@ -1,0 +1,417 @@
+"""A Redis: one server, one that Sentinels watch, or a cluster; to all who use it they are alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import redis
+from redis.cluster import ClusterNode, RedisCluster
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from uwsgi_tasks.errors import ConfigurationError, RedisAway
+
+Word = str | bytes | int | float
+Reply = Any
+
+_DEFAULTS = {"socket_connect_timeout": 5.0, "socket_timeout": 15.0}
+"""Seconds; the URL may say otherwise, as in ``?socket_timeout=5``."""
+_TRUSTED = 1.0
+"""Seconds without use after which a connection is looked at before it is used again."""
+_BLOCKED = 25
+"""Seconds for which Redis holds a question open; it is put again then, so that a peer which is
+gone without a word is noticed."""
+_SILENT = 5.0
+"""Seconds more, after which a question that was not answered is taken to be lost."""
+_ANY_COMMAND = "return redis.call(unpack(ARGV))"
+_SINGLE = {"redis", "rediss", "unix", "valkey", "valkeys"}
+_MANY = {"sentinel": 26379, "cluster": 6379}
+"""The kinds of several servers, and where they listen by default."""
+_EXAMPLES = (
+    "redis://host:6379/0, rediss:// with TLS, unix:///path?db=0, "
+    "redis+sentinel://host1:26379,host2:26379/name/0 or redis+cluster://host1:6379,host2:6379"
+)
+
+
+class Script:
+    """A Lua script, one atomic step; its text opens with the keys that it touches."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    @classmethod
+    def load(cls, name: str) -> Script:
+        """Return the script in the file *name* beside this module."""
+        return cls((Path(__file__).parent / name).read_text())
+
+
+_ANYTHING = Script(_ANY_COMMAND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Address:
+    """What a URL says."""
+
+    kind: str
+    """``single``, ``sentinel`` or ``cluster``."""
+    url: str
+    """Of one server: as redis-py reads it."""
+    hosts: Sequence[tuple[str, int]] = ()
+    name: str = ""
+    """What the Sentinels call their master."""
+    shown: str = ""
+    """Without a password."""
+
+
+def _parsed(url: str) -> _Address:
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if kind == "" and scheme in _MANY:
+        scheme, kind = "redis", scheme
+    if scheme not in _SINGLE or not (kind == "" or kind in _MANY):
+        raise ConfigurationError(
+            f"no Redis is at a URL that begins with {parts.scheme}: {_EXAMPLES}"
+        )
+    scheme = scheme.replace("valkey", "redis")
+    account, at, places = parts.netloc.rpartition("@")
+    shown = f"{parts.scheme}://{places}{parts.path}"
+    if not kind:
+        return _Address(kind="single", url=f"{scheme}{url[len(parts.scheme) :]}", shown=shown)
+    hosts = []
+    for place in places.split(","):
+        try:
+            found = urlsplit(f"//{place}")
+            hosts.append((found.hostname or "localhost", found.port or _MANY[kind]))
+        except ValueError as error:
+            raise ConfigurationError(f"{shown}: {place!r} is no host: {_EXAMPLES}") from error
+    path = [part for part in parts.path.split("/") if part]
+    name = unquote(path.pop(0)) if kind == "sentinel" and path else ""
+    if kind == "sentinel" and not name:
+        raise ConfigurationError(f"{shown}: which master? {_EXAMPLES}")
+    if kind == "cluster" and path not in ([], ["0"]):
+        raise ConfigurationError(f"{shown}: a cluster has database 0 alone")
+    rest = "/".join(path)
+    query = f"?{parts.query}" if parts.query else ""
+    # Each of the servers, as redis-py would read it: account, database and options.
+    one = f"{scheme}://{account}{at}localhost/{rest}{query}"
+    return _Address(kind=kind, url=one, hosts=hosts, name=name, shown=shown)
+
+
+class Client:
+    """The connections of one process to the Redis at *url*, of each thread its own.
+
+    None is opened before it is used; after a fork each process opens its own. All methods raise
+    RedisAway if it cannot be reached or refuses, and may be called again: what broke is opened
+    anew. Raises ConfigurationError for a URL that cannot be.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._address = address = _parsed(url)
+        self.shown = address.shown
+        """The URL, without a password."""
+        self.is_cluster = address.kind == "cluster"
+        self._local = threading.local()
+        self._made: dict[int, Any] = {}
+        self._making: dict[int, threading.Lock] = {}
+        try:
+            self._options = self._read_options(address.url)
+        except (ValueError, TypeError, redis.RedisError) as error:
+            raise ConfigurationError(f"{address.shown}: {error}: {_EXAMPLES}") from error
+
+    @staticmethod
+    def _read_options(url: str) -> dict[str, Any]:
+        # Not by the parts of the URL: put together again, three slashes would be one.
+        plain, _, query = url.partition("?")
+        words = dict(parse_qsl(query))
+        sentinel_words = {key: words.pop(key) for key in list(words) if key.startswith("sentinel_")}
+        if words:
+            plain = f"{plain}?{urlencode(words)}"
+        pool = redis.ConnectionPool.from_url(plain, protocol=2)
+        found = {**_DEFAULTS, "socket_keepalive": True, **pool.connection_kwargs, "protocol": 2}
+        found["connection_class"] = pool.connection_class
+        if pool.connection_class is redis.UnixDomainSocketConnection:
+            found.pop("socket_keepalive")
+            found.pop("socket_connect_timeout")
+        return {**found, **sentinel_words}
+
+    # ---- one step ---------------------------------------------------------------------------
+
+    def call(self, *words: Word) -> Reply:
+        """Send one command, whose second word is its key; return the reply, texts as bytes."""
+        if self.is_cluster:
+            return self.run(_ANYTHING, (words[1],), words)
+        return self._answered(lambda connection: connection.send_command(*words))
+
+    def calls(self, commands: Sequence[Sequence[Word]]) -> list[Reply]:
+        """Send many commands at once; return their replies. They are no atomic step."""
+        if self.is_cluster:
+            return [self.call(*words) for words in commands]
+        if not commands:
+            return []
+        with self._guarded():
+            connection = self._connection()
+            connection.send_packed_command(connection.pack_commands(commands))
+            replies, first = [], None
+            for _ in commands:
+                try:
+                    replies.append(connection.read_response())
+                except redis.ResponseError as error:
+                    # The others must be read, or the next one would get their replies.
+                    first = first or error
+            if first is not None:
+                raise first
+            return replies
+
+    def run(self, script: Script, keys: Sequence[Word], args: Sequence[Word] = ()) -> Reply:
+        """Run *script*: one atomic step. In a cluster all *keys* must be in one slot."""
+        try:
+            return self._evaluate("EVALSHA", script.sha, keys, args)
+        except redis.exceptions.NoScriptError:
+            # It was restarted, failed over, or told to forget: this one it remembers.
+            with self._guarded():
+                return self._evaluate("EVAL", script.text, keys, args)
+
+    def _evaluate(
+        self, command: str, what: str, keys: Sequence[Word], args: Sequence[Word]
+    ) -> Reply:
+        if self.is_cluster:
+            with self._guarded():
+                return self._cluster().execute_command(command, what, len(keys), *keys, *args)
+        return self._answered(
+            lambda connection: connection.send_command(command, what, len(keys), *keys, *args)
+        )
+
+    def _answered(self, send: Callable[[Any], None]) -> Reply:
+        with self._guarded():
+            connection = self._connection()
+            send(connection)
+            return connection.read_response()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.exceptions.NoScriptError:
+            raise
+        except (redis.RedisError, OSError) as error:
+            if not isinstance(error, redis.ResponseError):
+                self._drop()
+            raise RedisAway(f"Redis at {self.shown}: {error}") from error
+        except BaseException:
+            # An alarm, or the user's interrupt: what is still to be read is nobody's.
+            self._drop()
+            raise
+
+    # ---- connections ------------------------------------------------------------------------
+
+    def _connection(self) -> Any:
+        """Return this thread's connection, which was open when it was last looked at."""
+        local, now = self._local, time.monotonic()
+        found = getattr(local, "connection", None)
+        if found is None or local.pid != os.getpid():
+            found = local.connection = self._open()
+            local.pid = os.getpid()
+        elif now > local.used + _TRUSTED:
+            try:
+                # Nothing is expected: it is the end of the connection, or of our understanding.
+                is_broken = found.can_read(0)
+            except (redis.RedisError, OSError):
+                is_broken = True
+            if is_broken:
+                found.disconnect()
+        local.used = now
+        return found
+
+    def _drop(self) -> None:
+        found, self._local.connection = getattr(self._local, "connection", None), None
+        if found is not None and self._local.pid == os.getpid():
+            found.disconnect()
+
+    def _open(self) -> Any:
+        return self._pool().make_connection()
+
+    def _pool(self) -> Any:
+        """Return what makes connections to the one server that counts."""
+        return self._once(self._make_pool)
+
+    def _cluster(self) -> RedisCluster:
+        found: RedisCluster = self._once(self._make_cluster)
+        return found
+
+    def _once(self, make: Callable[[], Any]) -> Any:
+        pid = os.getpid()
+        found = self._made.get(pid)
+        if found is None:
+            with self._making.setdefault(pid, threading.Lock()):
+                found = self._made.get(pid)
+                if found is None:
+                    found = make()
+                    # What another process had made is its own.
+                    self._made = {pid: found}
+        return found
+
+    def _make_pool(self) -> Any:
+        options = dict(self._options)
+        kind = options.pop("connection_class")
+        if self._address.kind == "single":
+            return redis.ConnectionPool(connection_class=kind, **options)
+        words = {
+            name.removeprefix("sentinel_"): options.pop(name)
+            for name in list(options)
+            if name.startswith("sentinel_")
+        }
+        is_encrypted = kind is redis.SSLConnection
+        shared = {
+            name: value
+            for name, value in options.items()
+            if name.startswith(("ssl_", "socket_")) or name == "protocol"
+        }
+        watchers = Sentinel(
+            list(self._address.hosts), sentinel_kwargs={**shared, "ssl": is_encrypted, **words}
+        )
+        for name in ("host", "port"):
+            options.pop(name, None)
+        return SentinelConnectionPool(self._address.name, watchers, ssl=is_encrypted, **options)
+
+    def _make_cluster(self) -> RedisCluster:
+        options = dict(self._options)
+        is_encrypted = options.pop("connection_class") is redis.SSLConnection
+        for name in ("host", "port", "db"):
+            options.pop(name, None)
+        nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
+        return RedisCluster(startup_nodes=nodes, ssl=is_encrypted, **options)
+
+    def close(self) -> None:
+        """Let go of this thread's connection, and in a cluster of all; the next call opens one."""
+        self._drop()
+        found = self._made.pop(os.getpid(), None)
+        if isinstance(found, RedisCluster):
+            with contextlib.suppress(redis.RedisError, OSError):
+                found.close()
+
+    def waiter(self, keys: Sequence[str]) -> Waiter:
+        """Return what waits until a list at one of *keys* has an entry, and takes that."""
+        return Waiter(self, keys)
+
+    def _blocking(self, keys: Sequence[str]) -> Iterable[tuple[Any, Sequence[str]]]:
+        """Return connections of the caller's own, each with those of *keys* that it serves."""
+        if not self.is_cluster:
+            return [(self._open(), list(keys))]
+        with self._guarded():
+            cluster = self._cluster()
+            # One question may name keys of one slot alone.
+            return [
+                (
+                    cluster.get_node_from_key(
+                        key
+                    ).redis_connection.connection_pool.make_connection(),
+                    [key],
+                )
+                for key in keys
+            ]
+
+    def _forget_nodes(self) -> None:
+        """Find out anew which server has what: one has failed, or moved."""
+        if self.is_cluster:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._cluster().nodes_manager.initialize()
+
+
+class Waiter:
+    """Waits until somebody pushes to one of the lists at *keys*, or calls `wake`.
+
+    It waits by the process's own clock: Redis ends a wait only when it looks at its own timers,
+    up to 50 ms late. For one thread; `wake` may be called by any, and by the handler of a signal.
+    """
+
+    def __init__(self, client: Client, keys: Sequence[str]) -> None:
+        self._client, self._keys = client, keys
+        self._asked: dict[int, tuple[Any, Sequence[str], float]] = {}
+        """By file number: connections that hold a question, its keys, and when it was put."""
+        self._poll = select.poll()
+        self._hears, self._calls = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll.register(self._hears, select.POLLIN)
+
+    def wake(self) -> None:
+        """End the wait, or the next one, at once."""
+        with contextlib.suppress(OSError):
+            os.write(self._calls, b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; True if something was pushed. Raises RedisAway: the next call asks anew."""
+        end = time.monotonic() + seconds
+        try:
+            self._ask()
+            while True:
+                now = time.monotonic()
+                silent = min(put + _BLOCKED + _SILENT for _, _, put in self._asked.values())
+                left = min(end, silent) - now
+                ready = self._poll.poll(max(0.0, left * 1000))
+                if any(number == self._hears for number, _ in ready):
+                    with contextlib.suppress(OSError):
+                        os.read(self._hears, 1000)
+                    return False
+                if self._read([number for number, _ in ready]):
+                    return True
+                now = time.monotonic()
+                if now >= end:
+                    return False
+                if now >= silent:
+                    raise redis.ConnectionError("it does not answer")
+        except (redis.RedisError, OSError) as error:
+            self.reset()
+            raise RedisAway(f"Redis at {self._client.shown}: {error}") from error
+        except RedisAway:
+            self.reset()
+            raise
+
+    def _ask(self) -> None:
+        if self._asked:
+            return
+        for connection, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
+            self._put(connection, keys)
+
+    def _put(self, connection: Any, keys: Sequence[str]) -> None:
+        connection.send_command("BLPOP", *keys, _BLOCKED)
+        number = connection._sock.fileno()  # noqa: SLF001  redis-py has no other way
+        self._asked[number] = connection, keys, time.monotonic()
+        self._poll.register(number, select.POLLIN)
+
+    def _read(self, numbers: Sequence[int]) -> bool:
+        """Read the answers that have come; True if one says that something was pushed."""
+        is_pushed = False
+        for number in numbers:
+            connection, keys, _ = self._asked[number]
+            if not connection.can_read(0):
+                # Of an encrypted connection it may be a message of TLS alone.
+                continue
+            reply = connection.read_response()
+            is_pushed = is_pushed or reply is not None
+            self._put(connection, keys)
+        return is_pushed
+
+    def reset(self) -> None:
+        """Let go of all connections."""
+        for number, (connection, _, _) in self._asked.items():
+            with contextlib.suppress(OSError, KeyError):
+                self._poll.unregister(number)
+            with contextlib.suppress(redis.RedisError, OSError):
+                connection.disconnect()
+        self._asked = {}
+        self._client._forget_nodes()  # noqa: SLF001  its other half
+
+    def close(self) -> None:
+        """Let go of all that it has."""
+        self.reset()
+        for number in (self._hears, self._calls):
+            os.close(number)
