@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
@@ -22,7 +22,7 @@ from uwsgi_tasks.errors import (
     InvalidTask,
     TaskNotFound,
 )
-from uwsgi_tasks.executors import Executor, load
+from uwsgi_tasks.executors import Consumer, Consuming, Executor, load
 from uwsgi_tasks.executors.mule import MuleExecutor
 from uwsgi_tasks.executors.runtime import RuntimeExecutor
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
@@ -86,15 +86,14 @@ class App:
         stand_in = RuntimeExecutor(*ways, waits=False)
         self._spooler.answer = self._answer
         self._executors: dict[str, Executor] = {
+            TaskExecutor.THREAD: self._thread,
             TaskExecutor.SPOOLER: self._spooler,
             TaskExecutor.MULE: self._mule,
-            TaskExecutor.THREAD: self._thread,
         }
         self._keeping = Keeping(self.server, settings, self._spooler)
         store = lambda: self.store  # noqa: E731
         self._ledger = Ledger(store, settings, self._keeping, lambda: self.server.role)
-        tracking = self._thread, self._spooler
-        self._tracker = Tracker(lambda: tracking, store, settings, self._ledger)
+        self._tracker = Tracker(self._tracking, store, settings, self._ledger)
         self._submitting = Submitting(
             self.server,
             settings,
@@ -187,6 +186,8 @@ class App:
         is_here = given.executor in {TaskExecutor.RUNTIME, TaskExecutor.THREAD}
         if is_here and isinstance(given.working_dir, str):
             raise InvalidTask("working_dir= is for other processes: this one stays where it is")
+        if given.executor == TaskExecutor.REDIS and isinstance(given.working_dir, str):
+            raise InvalidTask("working_dir= is for this machine: a worker stays where it is")
         if given.executor == TaskExecutor.THREAD and given.timeout and not task.is_coroutine:
             raise InvalidTask(
                 "timeout=: nobody can end a thread; make the function a coroutine, or use the "
@@ -197,7 +198,8 @@ class App:
         given = task.options
         for executor in self._candidates(given.executor):
             if executor.travels:
-                self.server.require_master()
+                if executor.needs_server:
+                    self.server.require_master()
                 # Where everything runs at once, as in a test or a shell, any function will do.
                 if self.server.present and not task.is_importable:
                     raise InvalidTask(UNREACHABLE)
@@ -222,14 +224,18 @@ class App:
             is_shared = self.store.shared
         except ConfigurationError as error:
             raise InvalidTask(f"{option} needs a store: {error}") from error
-        if not is_shared and self.server.present:
+        if not is_shared and (self.server.present or given.executor == TaskExecutor.REDIS):
             raise InvalidTask(
-                f"{option} needs a store that all processes of this server see: set 'store' to "
-                "the URL of a database, such as 'sqlite:////srv/site/tasks.sqlite3'"
+                f"{option} needs a store that all processes see which run tasks: set 'redis', or "
+                "'store' to the URL of a database, such as 'sqlite:////srv/site/tasks.sqlite3'"
             )
 
     def _candidates(self, name: str) -> Iterator[Executor]:
         if name == TaskExecutor.AUTO:
+            meant = self._read_settings().executor
+            if meant != TaskExecutor.AUTO and not self.executor(meant).needs_server:
+                yield self.executor(meant)
+                return
             yield from (self.executor(each) for each in _AUTO)
             if self._read_settings().fallback == TaskExecutor.THREAD:
                 yield self._thread
@@ -311,6 +317,19 @@ class App:
         found = self._executors.get(name)
         return found if found is not None else self._build(name)
 
+    def _tracking(self) -> Sequence[Executor]:
+        """Return the executors that can tell what waits and what runs."""
+        if self._read_settings().redis is not None:
+            self.executor(TaskExecutor.REDIS)
+        return [one for one in tuple(self._executors.values()) if one.tracks or one is self._thread]
+
+    def consume(self, consuming: Consuming, executor: str = TaskExecutor.REDIS) -> Consumer:
+        """Return what takes jobs of *executor* in this process. Raises ConfigurationError."""
+        found = self.executor(executor)
+        if not found.ready():
+            raise ConfigurationError(found.missing() or f"nothing can be taken from {executor}")
+        return found.consume(consuming, sorted(self.tasks))
+
     def _build(self, name: str) -> Executor:
         with self._building:
             if name not in self._executors:
@@ -340,15 +359,18 @@ class App:
                     advance,
                     asked,
                     self._onion.open,
+                    executor.extend,
                 ),
                 tasks=self.tasks,
                 find=self.find,
                 keep=self.dead.keep,
                 ledger=self._ledger,
                 settings=self._read_settings,
-                limit=self.server.end_after,
+                limit=self.server.end_after if executor.needs_server else executor.limit,
                 tracks=executor.tracks,
                 onion=self._onion,
+                plain=executor.plain,
+                is_threaded=executor.is_threaded,
             )
         )
 
@@ -432,17 +454,18 @@ class App:
         running: bool = False,
         where: Callable[[Standing], bool] | None = None,
     ) -> list[Standing]:
-        """Return what runs and waits in this process, and then in the spoolers known here.
+        """Return what runs and waits: in this process, in the spoolers known here, on Redis.
 
         Of each the oldest comes first.
         *running* leaves out what waits, which is cheap however much that is; *where* takes those
         alone for which it is true, and must open one file after the other to find them.
         """
-        found = self._thread.standings(limit, running=running, where=where)
-        if limit is not None and len(found) >= limit:
-            return found
-        left = None if limit is None else limit - len(found)
-        return found + self._spooler.standings(left, running=running, where=where)
+        found: list[Standing] = []
+        for executor in self._tracking():
+            left = None if limit is None else limit - len(found)
+            if left is None or left > 0:
+                found += executor.standings(left, running=running, where=where)
+        return found
 
     def read(self, id: str) -> Job | None:  # noqa: A002
         """Return a job that waits or runs, to look at; None if it does neither.
@@ -450,11 +473,15 @@ class App:
         Nothing of yours is executed: objects in its arguments are stand-ins, but for a job of this
         process, which is itself.
         """
-        return self._thread.read(id) or self._spooler.read(id)
+        found = (executor.read(id) for executor in self._tracking())
+        return next((job for job in found if job is not None), None)
 
     def waiting(self) -> int:
-        """Return how many spool files, and jobs of this process, wait, run or are of the future."""
-        return self._thread.count() + self._spooler.count()
+        """Return how many jobs wait, run or are of the future, as far as anybody can tell.
+
+        Of spoolers it counts files, each of which may hold many calls.
+        """
+        return sum(executor.count() for executor in self._tracking())
 
     def stats(
         self, since: float, until: float | None = None, task: str | None = None

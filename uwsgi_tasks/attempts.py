@@ -26,6 +26,7 @@ from uwsgi_tasks.errors import (
     Unpicklable,
     shown,
 )
+from uwsgi_tasks.interrupts import Interruptible
 from uwsgi_tasks.ledger import Ledger
 from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.loop import run_coroutine
@@ -58,10 +59,11 @@ class Worker:
     *find* returns the task of a name or raises TaskNotFound; *tasks* holds those that it has
     found already. *keep* keeps dead letters, and says where; *ledger* all else that is kept.
     *limit* has uWSGI end this process after so many seconds, should our own alarm not be heard.
-    *onion* is what surrounds each attempt.
+    *onion* is what surrounds each attempt. *plain*: jobs may be JSON, from whoever can write it.
+    *is_threaded*: attempts are made on threads, which nobody but `interrupts` can end.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all that an attempt may have to do with
         self,
         *,
         surroundings: Surroundings,
@@ -73,21 +75,33 @@ class Worker:
         limit: Callable[[float | None], None],
         tracks: bool,
         onion: Onion,
+        plain: bool = False,
+        is_threaded: bool = False,
     ) -> None:
         self._surroundings, self._executor = surroundings, surroundings.executor
         self._tasks, self._find, self._keep = tasks, find, keep
         self._ledger, self._settings, self._limit = ledger, settings, limit
         self._tracks, self._onion = tracks, onion
+        self._plain, self._is_threaded = plain, is_threaded
 
     # ---- what an executor calls -------------------------------------------------------------
 
-    def decode(self, payload: bytes) -> Sequence[Job]:
+    def decode(self, payload: bytes, id: str = "") -> Sequence[Job]:  # noqa: A002  the job's
         """Return the jobs in *payload*; none if it is a dead letter now. Raises NotKept."""
         try:
-            return codec.decode(payload, self._settings().signer)
+            return self._decoded(payload)
         except DecodeError as error:
-            self.reject(payload, str(error))
+            self.reject(payload, str(error), id=id)
             return ()
+
+    def _decoded(self, payload: bytes) -> Sequence[Job]:
+        settings = self._settings()
+        pickles = self._trusts(settings)
+        return codec.decode(payload, settings.signer, plain=self._plain, pickles=pickles)
+
+    def _trusts(self, settings: Settings) -> bool:
+        """Is what comes this way to be unpickled, wherever results are kept?"""
+        return settings.signer is not None or not self._plain
 
     def run(self, job: Job, payload: bytes | None = None, index: int = 0) -> Job | None:
         """Make one attempt, the only one in this process; return the next job, if any.
@@ -129,7 +143,7 @@ class Worker:
             now = time.time()
             self._ledger.count(task.name, _SUCCEEDED, now - began, now)
             return None
-        job = _unspoilt(current.job, payload, index, self._settings().signer)
+        job = self._unspoilt(current.job, payload, index)
         return self._settle(task, job, value, error, began, bury=True)[1]
 
     def perform(
@@ -156,7 +170,9 @@ class Worker:
             _renew_connections()
         try:
             value, raised = (
-                self._attempt(task, job, current) if asks or wraps else _attempt(task, job)
+                self._attempt(task, job, current)
+                if asks or wraps or self._is_threaded
+                else _attempt(task, job)
             )
         finally:
             current_task.reset(token)
@@ -164,12 +180,16 @@ class Worker:
             now = time.time()
             self._ledger.count(task.name, _SUCCEEDED, now - began, now)
             return Result(state=State.SUCCEEDED, attempt=job.attempt, value=value), None
-        job = _unspoilt(current.job, payload, index, self._settings().signer)
+        job = self._unspoilt(current.job, payload, index)
         return self._settle(task, job, value, raised, began, bury=bury)
 
     def find(self, name: str) -> Task[..., Any]:
         """Return the task of this name. Raises TaskNotFound."""
         return self._tasks.get(name) or self._find(name)
+
+    def knows(self, name: str) -> bool:
+        """Is a task of this name declared here already?"""
+        return name in self._tasks
 
     def is_endless(self, job: Job) -> bool:
         """May attempts at *job* follow one another for ever?"""
@@ -188,13 +208,17 @@ class Worker:
         self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
 
     def reject(
-        self, payload: bytes, reason: str, variables: Mapping[str, str | bytes] | None = None
+        self,
+        payload: bytes,
+        reason: str,
+        variables: Mapping[str, str | bytes] | None = None,
+        id: str = "",  # noqa: A002  the job's
     ) -> None:
         """Make a dead letter of bytes that were not run. Raises NotKept."""
         names = codec.names(payload) if payload[:3] == codec.MAGIC else {}
         task = names.get("task", "")
         letter = DeadLetter(
-            id=names.get("id") or new_id(),
+            id=id or names.get("id") or new_id(),
             task=task,
             executor=self._executor,
             attempt=1,
@@ -217,6 +241,16 @@ class Worker:
         self._end_of_the_unread(payload, reason)
 
     # ---- the steps of an attempt ------------------------------------------------------------
+
+    def _unspoilt(self, job: Job, payload: bytes | None, index: int) -> Job:
+        """Return *job* with the arguments of its call, whatever the task has done to them."""
+        if payload is None or not (job.args or job.kwargs):
+            return job
+        try:
+            original = self._decoded(payload)[index]
+        except DecodeError:
+            return job
+        return job._replace(args=original.args, kwargs=original.kwargs)
 
     def _admits(self, job: Job, *, bury: bool) -> bool:
         """May this attempt begin? Not if its job has expired, or was cancelled."""
@@ -256,6 +290,8 @@ class Worker:
     ) -> tuple[Any, BaseException | None]:
         """Make the *attempt*, which takes the seconds that it has, with an end to it."""
         seconds = task.options.timeout
+        if self._is_threaded:
+            return self._interruptible(attempt, seconds)
         polled = bool(job.result_ttl) and not self._tracks
         if seconds is None and not polled:
             return attempt()
@@ -267,6 +303,20 @@ class Worker:
             with alarm.limit(seconds, is_killed, _POLL if polled else None):
                 return attempt(seconds)
         # It rang when the function had just returned.
+        except (TaskTimeout, TaskCancelled) as error:
+            return None, error
+        finally:
+            if seconds is not None:
+                self._limit(None)
+
+    def _interruptible(
+        self, attempt: Callable[..., tuple[Any, BaseException | None]], seconds: float | None
+    ) -> tuple[Any, BaseException | None]:
+        if seconds is not None:
+            self._limit(seconds)
+        try:
+            with Interruptible(seconds):
+                return attempt(seconds)
         except (TaskTimeout, TaskCancelled) as error:
             return None, error
         finally:
@@ -372,7 +422,9 @@ class Worker:
         is_early = job.attempt == 1 and job.at is not None and job.at > time.time()
         at = job.at if is_early else None
         fresh = job._replace(attempt=1, at=at, retry_count=count, expires_at=None, began_at=None)
-        payload, lost = _encoded(fresh, self._settings().signer)
+        settings = self._settings()
+        pickles = settings.pickles and self._trusts(settings)
+        payload, lost = _encoded(fresh, settings.signer, pickles=pickles)
         letter = DeadLetter(
             id=job.id,
             task=job.task,
@@ -407,31 +459,21 @@ def _asks(job: Job, task: Task[..., Any]) -> bool:
     return job[_PLAIN_AT:_PLAIN_END] != _PLAIN or task.options.timeout is not None
 
 
-def _encoded(job: Job, signer: Signer | None) -> tuple[bytes, str]:
+def _encoded(job: Job, signer: Signer | None, *, pickles: bool) -> tuple[bytes, str]:
     """Return *job* as bytes, and what could not travel: a task may make anything of its buffer."""
     try:
-        return codec.encode((job,), signer), ""
+        return codec.encode_one(job, signer, pickles=pickles), ""
     except Unpicklable:
         lost = "their text could not be made"
         with contextlib.suppress(Exception):
             lost = f"{job.args!r} {job.kwargs!r} {job.buffer!r}"
-        return codec.encode((job._replace(args=(), kwargs={}, buffer=None),), signer), lost
+        bare = job._replace(args=(), kwargs={}, buffer=None, headers=None)
+        return codec.encode_one(bare, signer, pickles=pickles), lost
 
 
 def _speaks(task: Task[..., Any], current: CurrentTask) -> bool:
     """May the value that the task returned ask for another attempt?"""
     return task.options.is_judged or current.retry_count is not None
-
-
-def _unspoilt(job: Job, payload: bytes | None, index: int, signer: Signer | None) -> Job:
-    """Return *job* with the arguments of its call, whatever the task has done to them."""
-    if payload is None or not (job.args or job.kwargs):
-        return job
-    try:
-        original = codec.decode(payload, signer)[index]
-    except DecodeError:
-        return job
-    return job._replace(args=original.args, kwargs=original.kwargs)
 
 
 def _surrounded(

@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import Any
 from zlib import crc32
 
+from uwsgi_tasks import wire
 from uwsgi_tasks.errors import DecodeError, Unpicklable, shown
 from uwsgi_tasks.model import Job
 from uwsgi_tasks.signing import SIZE, Signer
@@ -21,14 +22,18 @@ from uwsgi_tasks.standins import look
 MAGIC = b"uT\x01"
 """How every payload of ours begins; its last byte is the version."""
 
-_SINGLE, _BATCH, _VALUE = b"1", b"n", b"v"
-_SIGNED = {_SINGLE: b"S", _BATCH: b"N", _VALUE: b"V"}
+_SINGLE, _BATCH, _VALUE, _JSON = b"1", b"n", b"v", b"j"
+_SIGNED = {_SINGLE: b"S", _BATCH: b"N", _VALUE: b"V", _JSON: b"J"}
 """The kinds, and what stands for each of them where a digest follows."""
 _KINDS = {kind: (kind, False) for kind in _SIGNED} | {
     signed: (kind, True) for kind, signed in _SIGNED.items()
 }
 _SEEDS = {kind: crc32(kind) for kind in _KINDS}
 """Where the checksum begins: it covers the kind, too."""
+_UNCHECKED = (
+    "pickled, and no secret is known here by which to tell who has written it: set 'secret', here "
+    "and where jobs are submitted"
+)
 # uWSGI runs a spool file whose body was cut, so the body says how long it is and what is in it.
 _HEADER = struct.Struct("<3scQI")
 _HEAD = _HEADER.size
@@ -51,8 +56,18 @@ def encode(jobs: Sequence[Job], signer: Signer | None = None) -> bytes:
     return _sealed(kind, pickled, signer)
 
 
-def encode_value(value: object, signer: Signer | None = None) -> bytes:
-    """Return what a task returned or raised as bytes. Raises whatever pickling it raises."""
+def encode_one(job: Job, signer: Signer | None = None, *, pickles: bool = True) -> bytes:
+    """Return *job* as bytes, in JSON unless it may be pickled. Raises Unpicklable."""
+    return encode((job,), signer) if pickles else wire.encode(job)
+
+
+def encode_value(value: object, signer: Signer | None = None, *, pickles: bool = True) -> bytes:
+    """Return what a task returned or raised as bytes, in JSON unless it may be pickled.
+
+    Raises NotJson, or whatever pickling it raises.
+    """
+    if not pickles:
+        return _sealed(_JSON, wire.encode_value(value), signer)
     return _sealed(_VALUE, pickle.dumps(value, 5), signer)
 
 
@@ -69,12 +84,30 @@ def is_batch(payload: bytes) -> bool:
     return payload[3:4] in {_BATCH, _SIGNED[_BATCH]}
 
 
-def decode(payload: bytes, signer: Signer | None = None) -> Sequence[Job]:
+def is_job(payload: bytes) -> bool:
+    """Is *payload* ours, or a job in JSON?"""
+    if payload[:1] != wire.BEGINS:
+        return payload[:3] == MAGIC
+    try:
+        wire.decode(payload)
+    except DecodeError:
+        return False
+    return True
+
+
+def decode(
+    payload: bytes, signer: Signer | None = None, *, plain: bool = False, pickles: bool = True
+) -> Sequence[Job]:
     """Return the jobs in *payload*. Raises DecodeError, whatever is wrong with it.
 
     With a *signer*, nothing is unpickled that it, or who shares its secret, has not signed.
-    Without one, a signature cannot be checked, and says nothing.
+    Without one, a signature cannot be checked, and says nothing: nothing is unpickled at all
+    unless it *pickles*. JSON, which nobody signs, is taken only if *plain* says so.
     """
+    if plain and payload[:1] == wire.BEGINS:
+        return (wire.decode(payload),)
+    if not pickles:
+        raise DecodeError(_UNCHECKED)
     kind, content = _opened(payload, signer)
     try:
         # Signed; or else the folder that it comes from is the user's own: others may not write.
@@ -86,11 +119,15 @@ def decode(payload: bytes, signer: Signer | None = None) -> Sequence[Job]:
         raise DecodeError(shown(error)) from error
 
 
-def decode_value(payload: bytes, signer: Signer | None = None) -> Any:
+def decode_value(payload: bytes, signer: Signer | None = None, *, pickles: bool = True) -> Any:
     """Return what `encode_value` was given. Raises DecodeError, whatever is wrong with it."""
     kind, content = _opened(payload, signer)
+    if kind == _JSON:
+        return wire.decode_value(content)
     if kind != _VALUE:
         raise DecodeError("not the outcome of a job")
+    if not pickles:
+        raise DecodeError(_UNCHECKED)
     try:
         return pickle.loads(content)  # noqa: S301  checked, as above
     except BaseException as error:
@@ -102,6 +139,8 @@ def peek(payload: bytes) -> Sequence[Job]:
 
     Nothing that it names is imported or called; stand-ins take the place of objects.
     """
+    if payload[:1] == wire.BEGINS:
+        return (wire.decode(payload),)
     kind, content = _opened(payload, None)
     try:
         return _jobs(kind, look(content))
@@ -126,6 +165,11 @@ def names(payload: bytes) -> dict[str, str]:
     """Return the id and the task of the first job in *payload*, without building anything."""
     import pickletools  # noqa: PLC0415  for what has killed a process, and nothing else
 
+    if payload[:1] == wire.BEGINS:
+        with contextlib.suppress(DecodeError):
+            job = wire.decode(payload)
+            return {"id": job.id, "task": job.task}
+        return {}
     found: list[str] = []
     with contextlib.suppress(Exception):
         for _, argument, _ in pickletools.genops(payload[_content_at(payload) :]):

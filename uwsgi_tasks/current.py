@@ -35,6 +35,7 @@ class Surroundings:
     advance: Callable[[Job, float, float | None], None] = lambda _job, _done, _total: None
     asked: Callable[[Job], Stop] = lambda _job: Stop.NOT
     fixtures: Callable[[], Fixtures] = lambda: Fixtures({})
+    extend: Callable[[Job], None] = lambda _job: None
 
 
 class CurrentTask:
@@ -103,6 +104,14 @@ class CurrentTask:
     def cancelled(self) -> bool:
         """Has somebody asked for its end? It may end then, or raise TaskCancelled."""
         return self._surroundings.asked(self._job) is not Stop.NOT
+
+    def heartbeat(self) -> None:
+        """Say that it is alive, which extends its lease. Raises LeaseLost if that is over.
+
+        On Redis the worker does so by itself while the attempt runs; calling it tells at once
+        whether somebody else has the job by now. Where there are no leases, nothing happens.
+        """
+        self._surroundings.extend(self._job)
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Tell how far it has come, and of how much in all, to who looks from outside.

@@ -19,7 +19,7 @@ from uwsgi_tasks.errors import (
     shown,
 )
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import DeadLetter, Job
+from uwsgi_tasks.model import DeadLetter, Job, TaskExecutor
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.spool_file import PREFIX, bury, unpack
 from uwsgi_tasks.stores import Store
@@ -207,13 +207,19 @@ class DeadLetters:
         return handle
 
     def _submit(self, letter: DeadLetter, options: dict[str, Any]) -> JobHandle:
-        if letter.variables or letter.payload[:3] != codec.MAGIC:
+        if letter.executor != TaskExecutor.REDIS and not (
+            codec.is_job(letter.payload) and not letter.variables
+        ):
             if options:
                 raise TasksError(f"{letter.id} is no job of ours: it can only go back as it is")
             self._submitter.put_back(letter.variables, letter.payload)
             return JobHandle(letter.id)
         try:
-            jobs = codec.decode(letter.payload, self._settings().signer)
+            settings = self._settings()
+            # What nobody has signed may come from whoever can write to Redis, unread until now.
+            is_foreign = letter.executor == TaskExecutor.REDIS and settings.signer is None
+            pickles = settings.pickles and not is_foreign
+            jobs = codec.decode(letter.payload, settings.signer, plain=True, pickles=pickles)
         except DecodeError as error:
             raise TasksError(f"{letter.id} cannot be submitted: {error}") from error
         # Many, if nobody could read what `Task.map` had submitted: none of them must be lost.

@@ -29,6 +29,10 @@ class Unpicklable(SubmitError):
     """What a job carries cannot be pickled."""
 
 
+class NotJson(Unpicklable):
+    """What a job carries cannot be written as JSON."""
+
+
 class ResultNotKept(TasksError):
     """Nobody keeps the result of this job: declare its task with ``result_ttl=``."""
 

@@ -45,7 +45,8 @@ class Keeping:
 
         Else counting would load SQLAlchemy into each process, for nothing but that.
         """
-        return bool(self.stores) or self._settings().store is not None
+        settings = self._settings()
+        return bool(self.stores) or settings.store is not None or settings.redis is not None
 
     @property
     def store(self) -> Store:
@@ -57,7 +58,7 @@ class Keeping:
         return self._found[1]
 
     def _connected(self, settings: Settings) -> Store:
-        key = settings.store or self._default_store(), settings.namespace
+        key = settings.store or settings.redis or self._default_store(), settings.namespace
         with self._connecting.setdefault(os.getpid(), threading.Lock()):
             if key not in self.stores:
                 self.stores[key] = connect(*key)

@@ -174,11 +174,14 @@ class Ledger:
         if not result.state.is_final:
             return None
         value = result.value if result.error is None else result.error
-        signer = self._settings().signer
-        outcome = codec.encode_value(value, signer)
+        settings = self._settings()
+        if not settings.pickles and result.error is not None:
+            # Its text and its traceback are kept.
+            return None
+        outcome = codec.encode_value(value, settings.signer, pickles=settings.pickles)
         if result.error is not None:
             # Many an exception can be pickled, and not be read again.
-            codec.decode_value(outcome, signer)
+            codec.decode_value(outcome, settings.signer)
         return outcome
 
     @property
@@ -296,7 +299,7 @@ def read_outcome(record: Record, settings: Settings) -> object:
     if record.outcome is None:
         raise ResultNotKept(f"job {record.id}: {record.error or 'its value was not kept'}")
     try:
-        return codec.decode_value(record.outcome, settings.signer)
+        return codec.decode_value(record.outcome, settings.signer, pickles=settings.pickles)
     except DecodeError as error:
         raise ResultNotKept(f"job {record.id}: its result cannot be read: {error}") from error
 

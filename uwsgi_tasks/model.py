@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from itertools import count
@@ -23,6 +24,7 @@ class TaskExecutor(StrEnum):
     SPOOLER = "spooler"
     MULE = "mule"
     THREAD = "thread"
+    REDIS = "redis"
     RUNTIME = "runtime"
 
 
@@ -64,6 +66,11 @@ def new_id() -> str:
     return f"{_prefix[1]}-{next(_numbers)}"
 
 
+def is_queue(name: str) -> bool:
+    """May a queue be called so?"""
+    return re.fullmatch(r"[^\s{},=]{1,100}", name) is not None
+
+
 class Job(NamedTuple):
     """One call of a task.
 
@@ -103,6 +110,13 @@ class Job(NamedTuple):
     """When the first attempt began, in seconds since 1970; None while that is to come."""
     headers: dict[str, Any] | None = None
     """What hooks of the caller's side say to the middlewares."""
+    queue: str | None = None
+    """The queue that takes it, where there are several."""
+    lease: float | None = None
+    """Seconds after which another worker gets it whose own has given no sign of life; 0: none does,
+    for it is taken off before it runs. None is what is usual there."""
+    serializer: str | None = None
+    """How it is written: ``pickle``, or ``json``; None is what is usual there."""
 
     def __str__(self) -> str:
         return f"{self.task}[{self.id}]"
@@ -231,3 +245,28 @@ class Standing:
     started_at: float | None = None
     done: float | None = None
     total: float | None = None
+
+
+class Sizes(NamedTuple):
+    """How many jobs a queue holds."""
+
+    waiting: int
+    delayed: int
+    running: int
+
+
+class KnownWorker(NamedTuple):
+    """A worker that has given a sign of life in the last minute."""
+
+    name: str
+    host: str
+    pid: int
+    queues: list[str]
+    threads: int
+    started_at: float
+    """In seconds since 1970, by its own clock."""
+    ran: int
+    """Attempts that it has made."""
+    memory: int
+    """Its resident memory, in bytes."""
+    tasks: list[str]

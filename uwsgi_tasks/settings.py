@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from uwsgi_tasks.errors import ConfigurationError
+from uwsgi_tasks.model import is_queue
 from uwsgi_tasks.signing import Signer
 
 _PREFIX = "UWSGI_TASKS_"
@@ -28,7 +29,8 @@ class Settings:
     """Where AUTO goes if there is neither spooler nor mule, as under ``runserver``: ``runtime``,
     at once in the call, or ``thread``, in the background of this process."""
     threads: int = 4
-    """Threads of each process that run the jobs of ``executor="thread"``."""
+    """Threads of each process that run the jobs of ``executor="thread"``, or in a mule that is a
+    worker those of Redis."""
     thread_grace: float = 30
     """Seconds for which a process that ends finishes such jobs."""
     spooler_dir: str | Path | None = None
@@ -53,10 +55,30 @@ class Settings:
     SECRET_KEY, and its SECRET_KEY_FALLBACKS."""
     result_ttl: float = 0
     """Seconds for which results are kept, of tasks that do not say it themselves."""
+    redis: str | None = None
+    """URL of the Redis of ``executor="redis"``; by default that of this machine. Named here, it
+    is the store as well, unless that is another."""
+    redis_retry: float = 0
+    """Seconds for which a call tries again to reach Redis, before it raises SubmitError."""
+    queues: str = "default"
+    """What ``mule = uwsgi_tasks.worker:main`` serves, with as many jobs at a time as *threads*
+    says: ``high,default`` the first ones first, ``high=3,default=1`` by weight."""
+    unknown_task_grace: float = 300
+    """Seconds for which a job waits on Redis whose task no worker knows, before it is a dead
+    letter: a newer worker may be about to start."""
     stats: bool = True
     """Count runs and their times, by task and minute."""
 
     signer: Signer | None = field(init=False, repr=False, compare=False)
+
+    @property
+    def pickles(self) -> bool:
+        """Is what others may have written to be unpickled, and the like to be written?
+
+        Not from a Redis, if nobody can tell who has written it.
+        """
+        kept_by_redis = (self.store or self.redis or "").startswith(_REDIS)
+        return self.signer is not None or not kept_by_redis
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -74,10 +96,15 @@ class Settings:
                 f"store must be a URL such as 'sqlite:////srv/site/tasks.sqlite3', or 'django', "
                 f"not {self.store!r}"
             )
+        if self.redis is not None and not (isinstance(self.redis, str) and self.redis):
+            raise ConfigurationError(
+                f"redis must be a URL such as 'redis://localhost:6379/0', not {self.redis!r}"
+            )
         if not (isinstance(self.namespace, str) and _NAMESPACE.fullmatch(self.namespace)):
             raise ConfigurationError(
                 f"namespace takes up to 30 of a-z, 0-9 and _, not {self.namespace!r}"
             )
+        parse_queues(self.queues)
         if self.fallback not in _FALLBACKS:
             raise ConfigurationError(f"fallback is runtime or thread, not {self.fallback!r}")
         object.__setattr__(self, "signer", _signer(self.secret))
@@ -89,7 +116,7 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(f"{name} must be a whole number from {least}: {value!r}")
-        for name in ("result_ttl", "thread_grace"):
+        for name in _SECONDS:
             given = getattr(self, name)
             if (
                 isinstance(given, bool)
@@ -97,6 +124,24 @@ class Settings:
                 or not 0 <= given < _FOREVER
             ):
                 raise ConfigurationError(f"{name} must be seconds, 0 for none, not {given!r}")
+
+
+def parse_queues(text: str) -> list[tuple[str, int | None]]:
+    """Return the queues that *text* names, and their weights. Raises ConfigurationError."""
+    found: list[tuple[str, int | None]] = []
+    for part in text.split(",") if isinstance(text, str) else ():
+        name, is_weighted, weight = part.strip().partition("=")
+        if not is_queue(name) or (is_weighted and not (weight.isdecimal() and int(weight))):
+            raise ConfigurationError(
+                f"queues are written as high,default or as high=3,default=1, not {text!r}"
+            )
+        found.append((name, int(weight) if is_weighted else None))
+    names, weights = [name for name, _ in found], {weight is None for _, weight in found}
+    if not found or len(set(names)) < len(names) or len(weights) > 1:
+        raise ConfigurationError(
+            f"queues: {text!r}: each one once, and either all of them have a weight or none"
+        )
+    return found
 
 
 def _signer(secret: Any) -> Signer | None:
@@ -113,6 +158,8 @@ def _signer(secret: Any) -> Signer | None:
 
 
 _FALLBACKS = ("runtime", "thread")
+_REDIS = ("redis", "unix:", "valkey")
+_SECONDS = ("result_ttl", "thread_grace", "redis_retry", "unknown_task_grace")
 _SWITCHES = ("renice", "accept_legacy", "stats")
 _NAMESPACE = re.compile(r"[a-z0-9_]{0,30}")
 _LEAST_SECRET = 8
@@ -163,7 +210,7 @@ def _parsed(name: str, value: str) -> Any:
             return json.loads(value)
         except ValueError as error:
             raise ConfigurationError(f"{_PREFIX}SECRET is no list in JSON") from error
-    if name in {"result_ttl", "thread_grace"}:
+    if name in _SECONDS:
         try:
             return float(value)
         except ValueError as error:

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from uwsgi_tasks.errors import InvalidTask, Unpicklable
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import Attempt, Job, TaskExecutor
+from uwsgi_tasks.model import Attempt, Job, TaskExecutor, is_queue
 from uwsgi_tasks.retry import Retry
 from uwsgi_tasks.times import due, seconds
 
@@ -36,6 +36,8 @@ class _Callers:
 
 
 CALLERS: Final = _Callers()
+LEASE: Final = 30.0
+"""Seconds without a sign of life of its worker after which another one gets a job."""
 _LONGEST = 366 * 86_400
 """Seconds; more would not fit where uWSGI keeps the time at which it ends a process."""
 
@@ -61,6 +63,9 @@ class Options:
     result_ttl: float | None = None
     unique: Unique = None
     durable: bool = False
+    queue: str | None = None
+    lease: float | None = LEASE
+    serializer: str | None = None
 
     obeys_codes: bool = field(init=False)
     """May the number that the function returns be an order to run it again?"""
@@ -83,6 +88,7 @@ class Options:
         if self.retry is not None and not isinstance(self.retry, Retry):
             raise InvalidTask(f"retry= takes a Retry(...), not {self.retry!r}")
         self._check_limits()
+        self._check_queue()
         for name in ("spooler_return", "dead_letter", "durable"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidTask(f"{name}= is True or False, not {getattr(self, name)!r}")
@@ -111,6 +117,22 @@ class Options:
                 "unique= takes a text, True for the arguments, or a function of the arguments that "
                 f"returns a text, not {key!r}"
             )
+
+    def _check_queue(self) -> None:
+        if self.queue is not None and not (isinstance(self.queue, str) and is_queue(self.queue)):
+            raise InvalidTask(
+                "queue= takes a name of up to 100 characters, none of them a space, a comma, an "
+                f"equals sign or a brace, not {self.queue!r}"
+            )
+        if self.lease is not None:
+            self._set("lease", seconds(self.lease, "lease"))
+            if not 0 < (self.lease or 0.0) < _LONGEST:
+                raise InvalidTask(
+                    f"lease= takes seconds, more than none and less than a year: {self.lease:g}; "
+                    "None takes a job off before it runs, so that it runs once or not at all"
+                )
+        if self.serializer not in {None, "pickle", "json"}:
+            raise InvalidTask(f"serializer= is 'pickle' or 'json', not {self.serializer!r}")
 
     def _check_places(self) -> None:
         if not (self.working_dir is None or self.working_dir is CALLERS):
@@ -232,6 +254,9 @@ class Task(Generic[P, R]):
             given.durable,
             None,
             None,
+            given.queue,
+            None if given.lease == LEASE else given.lease or 0.0,
+            given.serializer,
         )
         app.check(self)
 

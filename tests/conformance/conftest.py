@@ -15,12 +15,19 @@ import uwsgi_tasks.executors
 from tests import fakes
 from tests.conformance.places import database, place, shared, store  # noqa: F401  fixtures
 from tests.fakes import FakeUwsgi
-from tests.servers import mariadb, postgresql  # noqa: F401  fixtures
+from tests.servers import (  # noqa: F401  fixtures
+    mariadb,
+    postgresql,
+    redis_62,
+    redis_cluster,
+    redis_server,
+)
 from uwsgi_tasks import App
 from uwsgi_tasks.codec import decode
-from uwsgi_tasks.executors import runtime
+from uwsgi_tasks.executors import Consuming, runtime
 from uwsgi_tasks.executors import thread as pools
 from uwsgi_tasks.limits import alarm
+from uwsgi_tasks.redis.queues import Queues
 from uwsgi_tasks.server import Server
 
 FOLDER = Path(uwsgi_tasks.executors.__file__).parent
@@ -43,6 +50,9 @@ class Carrier:
     """Can a job wait between two attempts?"""
     counts = True
     """Are the runs counted?"""
+    fixture: ClassVar[str | None] = None
+    """The server that it needs, whose ``url`` it gets."""
+    url: ClassVar[str]
     lacks: ClassVar[dict[str, str]] = {}
     """The tests of what it does not promise, and why not."""
     unit = 100.0
@@ -263,8 +273,143 @@ class Thread(Carrier):
         pools.SimpleQueue = SimpleQueue
 
 
+SECRET = "of the tests"  # noqa: S105  it keeps nothing secret
+
+
+class Moved(Queues):
+    """Queues on a Redis, whose clock nobody can set: all times are moved to where it is."""
+
+    def __init__(self, client, namespace, clock):
+        super().__init__(client, namespace)
+        self._clock = clock
+
+    @property
+    def _ahead(self):
+        """Seconds by which Redis is ahead of the test's clock."""
+        seconds, rest = self.client.call("TIME")
+        return int(seconds) + int(rest) / 1e6 - self._clock()
+
+    def submit(self, queue, jobs, *, at=None, **more):
+        super().submit(queue, jobs, at=None if at is None else at + self._ahead, **more)
+
+    def step(self, queues, ends, most, token):
+        moved = [end if end.at is None else end._replace(at=end.at + self._ahead) for end in ends]
+        return super().step(queues, moved, most, token)
+
+    def _standings(self, queue, ids):
+        for found in super()._standings(queue, ids):
+            yield found if found.at is None else found._replace(at=found.at - self._ahead)
+
+    def pass_time(self, seconds):
+        """Let what is due in *seconds* be due now."""
+        for queue in self.names():
+            key = f"{self.root(queue)}:due"
+            for id_ in self.client.call("ZRANGE", key, 0, -1):
+                self.client.call("ZINCRBY", key, -seconds * 1000, id_)
+        for key in self.client.call("KEYS", "uwsgi_tasks:result:*"):
+            left = self.client.call("PTTL", key)
+            self.client.call("PEXPIRE", key, round(left - seconds * 1000))
+
+
+class Restless:
+    """Stands for the wait of a consumer: where there is nothing to do, it ends."""
+
+    def __init__(self, consumer):
+        self._consumer = consumer
+
+    def wait(self, _seconds):
+        self._consumer.stop()
+
+    def wake(self):
+        pass
+
+    def close(self):
+        pass
+
+
+class Redis(Carrier):
+    """Through a real Redis, to a consumer in this process."""
+
+    executor = "redis"
+    fixture = "redis_server"
+    moves = False
+    counts = False
+    serializer = "pickle"
+    lacks: ClassVar[dict[str, str]] = {
+        "test_a_job_runs_in_the_directory_of_its_caller": "several jobs run at a time, in one",
+        "test_a_job_is_submitted_whole_or_not_at_all": "tests/redis takes Redis away instead",
+        "test_a_dead_letter_that_could_not_be_submitted_stays": "it has a secret from the start",
+        "test_a_job_that_looks_at_what_runs_stays_locked": "it has no files",
+        "test_a_task_that_is_gone_is_a_dead_letter": "it waits for a worker that has it",
+    }
+
+    def start(self, app):
+        app.configure(redis=self.url, secret=SECRET)
+
+    def _queues(self, app):
+        executor = app.executor("redis")
+        if not isinstance(executor.queues, Moved):
+            settings, found = executor._found
+            moved = Moved(found.client, settings.namespace, self.clock)
+            executor._found = settings, moved
+        return executor.queues
+
+    def task(self, func=None, /, **options):
+        self._queues(self.app)
+        return super().task(func, **{"serializer": self.serializer, **options})
+
+    def configure(self, **settings):
+        super().configure(**settings)
+        self._queues(self.app)
+
+    def work(self):
+        queues = self._queues(self.app)
+        served = [(name, None) for name in queues.names()] or [("default", None)]
+        consumer = self.app.consume(Consuming(queues=served))
+        consumer._waiter.close()
+        consumer._waiter = Restless(consumer)
+        consumer.run()
+
+    def wait(self, seconds):
+        self.clock.advance(seconds)
+        self._queues(self.app).pass_time(seconds)
+        self.work()
+
+    def left(self):
+        return self.app.executor("redis").count()
+
+
+class RedisInJson(Redis):
+    """The same, in JSON, as it is without being asked for."""
+
+    serializer = None
+    lacks: ClassVar[dict[str, str]] = (
+        Redis.lacks
+        | dict.fromkeys(
+            [
+                "test_arguments_arrive",
+                "test_arguments_may_have_the_names_of_options",
+                "test_60_kilobytes_arrive",
+                "test_what_is_too_large_is_refused_or_arrives_whole",
+                "test_a_buffer_lives_from_attempt_to_attempt",
+            ],
+            "JSON has no bytes, and no keys that are numbers",
+        )
+        | dict.fromkeys(
+            [
+                "test_the_arguments_of_a_dead_letter_are_shown_without_building_them",
+                "test_what_strangers_wrote_is_a_dead_letter_that_was_never_unpickled",
+                "test_what_strangers_wrote_is_shown_and_still_not_unpickled",
+                "test_who_waits_for_what_strangers_wrote_is_told",
+            ],
+            "JSON is anybody's: it is not signed, and nothing in it is built",
+        )
+    )
+
+
 CARRIERS = {
     "mule": [Mule, LonelyMule],
+    "redis": [Redis, RedisInJson],
     "runtime": [Runtime],
     "spooler": [Spooler, SpoolerFromOutside],
     "thread": [Thread],
@@ -281,6 +426,10 @@ def carried(*kinds):
         if missing:
             pytest.skip(f"not promised by {request.param.executor}: {missing}")
         # Its waits pass at once; a task that sleeps goes on to sleep.
+        if request.param.fixture is not None:
+            server = request.getfixturevalue(request.param.fixture)
+            server.flush()
+            request.param.url = server.url
         passing = SimpleNamespace(time=clock, sleep=clock.advance)
         monkeypatch.setattr(runtime, "time", passing)
         made = request.param(tmp_path, clock, wakes)

@@ -26,6 +26,8 @@ class Place:
     url: str
     shared = True
     """Do several processes see the same?"""
+    expires = False
+    """Does what has expired go by itself, so that no purge finds it?"""
 
     def connect(self, namespace=""):
         return connect(self.url, namespace)
@@ -158,7 +160,40 @@ class MariaDB(Served):
                 connection.exec_driver_sql(f"KILL {number}")
 
 
-PLACES = {"memory": [Memory], "sql": [SQLite, PostgreSQL, MariaDB]}
+class Redis(Place):
+    """In Redis."""
+
+    fixture = "redis_server"
+    expires = True
+
+    def __init__(self, request):
+        super().__init__(request)
+        self.server = request.getfixturevalue(self.fixture)
+        self.url = self.server.url
+
+    def empty(self):
+        self.server.flush()
+
+    clear = empty
+
+
+class Redis62(Redis):
+    """In the oldest Redis that we serve."""
+
+    fixture = "redis_62"
+
+
+class RedisCluster(Redis):
+    """In several Redis, of which each has a part."""
+
+    fixture = "redis_cluster"
+
+
+PLACES = {
+    "memory": [Memory],
+    "sql": [SQLite, PostgreSQL, MariaDB],
+    "redis": [Redis, Redis62, RedisCluster],
+}
 """The contract is checked for each of these. A new store needs an entry."""
 ALL = [place for all_ in PLACES.values() for place in all_]
 

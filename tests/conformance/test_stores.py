@@ -562,25 +562,27 @@ def test_counts_are_found_by_their_task(store):
 # --- housekeeping
 
 
-def test_a_purge_deletes_what_has_expired_only(store):
+def test_a_purge_deletes_what_has_expired_only(place, store):
     store.save(record("old"), 0)
     store.save(record("new"), 60)
     store.acquire("old", "a", 0)
     mine = store.acquire("new", "a", 60)
     store.count([counted(0), counted(60), counted(120)])
-    assert (store.purge(counts_before=120), store.purge(counts_before=120)) == (4, 0)
+    deleted = 2 if place.expires else 4
+    assert (store.purge(counts_before=120), store.purge(counts_before=120)) == (deleted, 0)
     assert store.get("new") == record("new")
     assert store.acquire("new", "b", 60) == mine
     assert store.counts(0) == [counted(120)]
 
 
-def test_a_purge_deletes_so_many_of_each_kind_at_most(store):
+def test_a_purge_deletes_so_many_of_each_kind_at_most(place, store):
     for number in range(5):
         store.save(record(str(number)), 0)
         store.acquire(str(number), "a", 0)
     # All of one minute, so that nothing but the limit divides them.
     store.count([counted(0, str(number)) for number in range(5)])
-    assert [store.purge(60, limit=2) for _ in range(4)] == [6, 6, 3, 0]
+    deleted = [2, 2, 1, 0] if place.expires else [6, 6, 3, 0]
+    assert [store.purge(60, limit=2) for _ in range(4)] == deleted
 
 
 def test_a_purge_leaves_what_lives_again(store):

@@ -262,7 +262,7 @@ def test_what_the_server_cannot_do_is_refused_when_it_is_declared(setup, given, 
 
 
 def test_an_executor_that_does_not_exist_is_refused_with_the_choices():
-    with pytest.raises(ConfigurationError, match="use one of mule, runtime, spooler"):
+    with pytest.raises(ConfigurationError, match="use one of mule, redis, runtime, spooler"):
         app_in().task(executor="kafka")(send)
 
 

@@ -53,7 +53,7 @@ def test_new_fields_of_a_job_have_gone_to_the_end():
         *("id", "task", "args", "kwargs", "attempt", "submitted_at", "at", "delay"),
         *("working_dir", "priority", "retry_count", "retry_timeout", "spooler", "mule", "buffer"),
         *("expires_at", "result_ttl", "unique", "durable"),
-        *("began_at", "headers"),
+        *("began_at", "headers", "queue", "lease", "serializer"),
     )
 
 

@@ -252,6 +252,9 @@ def test_a_job_holds_what_the_task_says(app):
         result_ttl=60,
         unique=lambda who, **_: who,
         durable=True,
+        queue="mail",
+        lease=5,
+        serializer="json",
     )
     job = task.job("1", ("me",), {"copy": True})
     assert job._replace(submitted_at=0)._asdict() == {
@@ -276,6 +279,9 @@ def test_a_job_holds_what_the_task_says(app):
         "durable": True,
         "began_at": None,
         "headers": None,
+        "queue": "mail",
+        "lease": 5.0,
+        "serializer": "json",
     }
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ from uwsgi_tasks.errors import (
     TaskNotFound,
     TasksError,
 )
+from uwsgi_tasks.errors import shown as shown_error
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.ini import Ini
 from uwsgi_tasks.model import DeadLetter, State
@@ -189,6 +191,19 @@ class Session:
     def pairs(self, pairs: Iterable[tuple[str, str | None]]) -> None:
         """Print names and values for a person."""
         shown.show_pairs(self.console, pairs)
+
+
+def load(module: str) -> None:
+    """Import a module of the user's, so that its tasks are declared. Raises Failure."""
+    try:
+        import_module(module)
+    # The user's module: anything may go wrong in it.
+    except Exception as error:
+        raise Failure(
+            f"importing {module} failed: {shown_error(error)}; modules are looked for in the "
+            "current directory and on PYTHONPATH",
+            Code.WRONG,
+        ) from error
 
 
 def unknown(id: str) -> Failure:  # noqa: A002  it is the job's id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -20,10 +19,12 @@ from uwsgi_tasks.cli import (
     dead,
     examination,
     jobs,
+    load,
     served,
     show,
     upkeep,
     watch,
+    work,
 )
 from uwsgi_tasks.errors import ConfigurationError, shown
 
@@ -65,6 +66,9 @@ Exit codes:
     metavar="FILE",
     help="A uwsgi.ini: take the spooler's directory, pythonpath and env from it.",
 )
+@click.option(
+    "--redis", metavar="URL", help="The Redis. Else the setting, or the one of this machine."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.version_option(package_name="uwsgi_tasks", message="%(prog)s %(version)s")
 @click.pass_context
@@ -74,6 +78,7 @@ def program(
     spooler: Path | None,
     store: str | None,
     ini_file: str | None,
+    redis: str | None,
     as_json: bool,  # noqa: FBT001  click hands it in by name
 ) -> None:
     """Look at background tasks, and say what shall become of them.
@@ -90,24 +95,22 @@ def program(
             _adopt(found)
         if "DJANGO_SETTINGS_MODULE" in os.environ:
             _set_up_django()
-        app.configure(**_settings(spooler, store, found))
+        app.configure(**_settings(spooler, found, store=store, redis=redis))
         # Read now, so that a setting that cannot be is wrong usage, and not a server away.
         app.settings  # noqa: B018
     except ConfigurationError as error:
         raise Failure(str(error), Code.WRONG) from error
     for module in modules:
-        _load(module)
+        load(module)
     ctx.obj = Session(app, found, spooler, as_json)
 
 
-def _settings(spooler: Path | None, store: str | None, found: ini.Ini | None) -> dict[str, str]:
-    given = {}
+def _settings(spooler: Path | None, found: ini.Ini | None, **urls: str | None) -> dict[str, str]:
+    given = {name: url for name, url in urls.items() if url is not None}
     if spooler is None and found:
         spooler = next(iter(served(found)), None)
     if spooler is not None:
         given["spooler_dir"] = str(spooler.absolute())
-    if store is not None:
-        given["store"] = store
     return given
 
 
@@ -140,18 +143,6 @@ def _set_up_django() -> None:
         ) from error
 
 
-def _load(module: str) -> None:
-    try:
-        import_module(module)
-    # The user's module: anything may go wrong in it.
-    except Exception as error:
-        raise Failure(
-            f"importing {module} failed: {shown(error)}; modules are looked for in the current "
-            "directory and on PYTHONPATH",
-            Code.WRONG,
-        ) from error
-
-
 for one in (
     *jobs.COMMANDS,
     show.show_job,
@@ -159,6 +150,7 @@ for one in (
     *calls.COMMANDS,
     *upkeep.COMMANDS,
     watch.watch,
+    *work.COMMANDS,
     examination.doctor,
 ):
     program.add_command(one)

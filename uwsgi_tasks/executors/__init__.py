@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask
 from uwsgi_tasks.handle import Near
-from uwsgi_tasks.model import Job, Result, Standing, State, Stop
+from uwsgi_tasks.model import Job, KnownWorker, Result, Sizes, Standing, State, Stop
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.task import LEASE
 
 
 class Receiver(Protocol):
     """Runs what an executor receives; the executor is given it, and knows nothing of tasks."""
 
-    def decode(self, payload: bytes) -> Sequence[Job]:
+    def decode(self, payload: bytes, id: str = "") -> Sequence[Job]:  # noqa: A002  the job's
         """Return the jobs in *payload*; none if it cannot be read, and is now a dead letter.
 
+        That has this *id*, if it is given, as the bytes may have none.
         Raises NotKept if it could not be kept either: then it must stay where it is.
         """
 
@@ -42,7 +45,13 @@ class Receiver(Protocol):
         """
 
     def find(self, name: str) -> object:
-        """Return the task of this name; while it is held, it can run. Raises TaskNotFound."""
+        """Return the task of this name; while it is held, it can run. Raises TaskNotFound.
+
+        Its module is imported if need be.
+        """
+
+    def knows(self, name: str) -> bool:
+        """Is a task of this name declared in this process already?"""
 
     def is_endless(self, job: Job) -> bool:
         """May attempts at *job* follow one another for ever?"""
@@ -54,7 +63,11 @@ class Receiver(Protocol):
         """Make *job* a dead letter, without an attempt. Raises NotKept."""
 
     def reject(
-        self, payload: bytes, reason: str, variables: Mapping[str, str | bytes] | None = None
+        self,
+        payload: bytes,
+        reason: str,
+        variables: Mapping[str, str | bytes] | None = None,
+        id: str = "",  # noqa: A002  the job's
     ) -> None:
         """Make a dead letter of bytes that are no job, and what came with them. Raises NotKept."""
 
@@ -65,6 +78,22 @@ class Options(Protocol):
     @property
     def at(self) -> Any:
         """When it runs, if not at once."""
+
+    @property
+    def executor(self) -> str:
+        """What the user named, which may be AUTO."""
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that takes it."""
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds without a sign of life after which somebody else gets it."""
+
+    @property
+    def serializer(self) -> str | None:
+        """How it is written."""
 
     @property
     def priority(self) -> int | None:
@@ -87,6 +116,47 @@ class Options(Protocol):
         """Must a job be on the disk before its caller goes on?"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Consuming:
+    """What one process takes from where, and for how long."""
+
+    queues: Sequence[tuple[str, int | None]]
+    """Names and weights; without weights the first ones are served before all others."""
+    threads: int = 1
+    grace: float = 30.0
+    """Seconds that what runs has when the process is to end."""
+    max_jobs: int | None = None
+    """Attempts after which another process takes its place."""
+    max_memory: int | None = None
+    """Bytes of resident memory, as above."""
+
+
+class Consumer(Protocol):
+    """Takes jobs in this process, and runs them."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, among those of all machines."""
+
+    @property
+    def ran(self) -> int:
+        """Attempts that it has made."""
+
+    @property
+    def is_recycled(self) -> bool:
+        """Has it stopped because it has run as much as it may?"""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Can it reach what it takes its jobs from, and is it about its work?"""
+
+    def run(self) -> None:
+        """Run jobs until `stop`, and until what runs then has ended."""
+
+    def stop(self, grace: float | None = None) -> None:
+        """Take no more; what runs has *grace* seconds. For any thread, and for a signal."""
+
+
 class Executor(ABC):
     """Carries jobs from the caller to whoever runs them. Knows no task, no retry, no result."""
 
@@ -101,6 +171,14 @@ class Executor(ABC):
     """Does the job run in another process, which must find its task by name?"""
     tracks: ClassVar[bool] = False
     """Can it tell, in every process, what waits and what runs, and take a job away?"""
+    needs_server: ClassVar[bool] = True
+    """Is it a part of uWSGI, or of one of its processes?"""
+    plain: ClassVar[bool] = False
+    """Does it take jobs in JSON, from whoever can write them there?"""
+    is_threaded: ClassVar[bool] = False
+    """Does it make attempts on threads that may be interrupted?"""
+    has_queues: ClassVar[bool] = False
+    """Does it know queues, and leases?"""
 
     def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
         self._server = server
@@ -122,6 +200,12 @@ class Executor(ABC):
             raise InvalidTask(f"priority=: {self.name} has none; use the spooler, or threads")
         if options.durable and not self.durable:
             raise InvalidTask(f"durable=: {self.name} keeps nothing on disk; use the spooler")
+        # Under AUTO they are for the day on which a setting says that it means Redis.
+        if options.executor == self.name and not self.has_queues:
+            if options.queue is not None or options.lease != LEASE:
+                raise InvalidTask(f"queue= and lease= are for redis: {self.name} has none")
+            if options.serializer == "json":
+                raise InvalidTask(f"serializer=: {self.name} pickles; use redis")
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> Sequence[Result | Near]:
@@ -159,6 +243,27 @@ class Executor(ABC):
         """
         return []
 
+    @property
+    def place(self) -> str:
+        """Where it keeps jobs, to be shown."""
+        return self.name
+
+    def sizes(self) -> dict[str, Sizes]:
+        """Return how many jobs are in each queue that is known."""
+        return {}
+
+    def workers(self) -> list[KnownWorker]:
+        """Return the workers that are there, on all machines."""
+        return []
+
+    def purge(self, queue: str) -> int:
+        """Take all jobs away that wait in *queue*; return how many."""
+        raise ConfigurationError(f"{self.name} has no queue {queue!r}")
+
+    def count(self) -> int:
+        """Return how many jobs wait, run or are of the future."""
+        return 0
+
     def read(self, id: str) -> Job | None:  # noqa: A002, ARG002  the job's
         """Return a job that has not ended, to look at: objects in its arguments are stand-ins."""
         return None
@@ -173,9 +278,24 @@ class Executor(ABC):
     def show_progress(self, job: Job, done: float, total: float | None) -> None:  # noqa: B027
         """Show how far *job* has come, which runs in this process."""
 
+    def extend(self, job: Job) -> None:  # noqa: B027
+        """Extend the lease of *job*, which runs in this process. Raises LeaseLost."""
+
+    def limit(self, seconds: float | None) -> None:  # noqa: B027
+        """End the process if what runs in this thread goes on for longer than *seconds*."""
+
     def asked(self, job: Job) -> Stop:  # noqa: ARG002
         """Was *job*, which runs in this process, asked to stop?"""
         return Stop.NOT
+
+    def consume(self, consuming: Consuming, tasks: Sequence[str]) -> Consumer:  # noqa: ARG002
+        """Return what takes jobs in this process, which knows *tasks*.
+
+        Raises ConfigurationError.
+        """
+        raise ConfigurationError(
+            f"{self.name} needs no worker: uWSGI, or the process of the caller, runs what it takes"
+        )
 
     def listen(self, receiver: Receiver) -> None:
         """Let *receiver* run what arrives in this process."""
@@ -190,6 +310,10 @@ def load(name: str) -> type[Executor]:
     try:
         found = getattr(import_module(path), attribute)
     except (ImportError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise ConfigurationError(
+                f"executor {name!r} needs a package: pip install 'uwsgi_tasks[{name}]'"
+            ) from error
         known = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
         raise ConfigurationError(
             f"no executor {name!r} ({error}): use one of {', '.join(known)}, auto, "

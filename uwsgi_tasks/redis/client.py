@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
@@ -32,6 +34,8 @@ _BLOCKED = 25
 gone without a word is noticed."""
 _SILENT = 5.0
 """Seconds more, after which a question that was not answered is taken to be lost."""
+_FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
+"""The second is none of the first."""
 _ANY_COMMAND = "return redis.call(unpack(ARGV))"
 _SINGLE = {"redis", "rediss", "unix", "valkey", "valkeys"}
 _MANY = {"sentinel": 26379, "cluster": 6379}
@@ -73,8 +77,23 @@ class _Address:
     """Without a password."""
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        is_cut = "@" in url and "@" not in parts.netloc and parts.scheme != "unix"
+        if not is_cut and not parts.fragment and ("," in parts.netloc or parts.port != 0):
+            return parts
+    except ValueError:
+        # Not with what it says: that may be a part of the password.
+        pass
+    raise ConfigurationError(
+        "the URL of Redis cannot be read; a password has %23 for #, %2F for /, %3F for ?, and "
+        f"%40 for @: {_EXAMPLES}"
+    )
+
+
 def _parsed(url: str) -> _Address:
-    parts = urlsplit(url)
+    parts = _split(url)
     scheme, _, kind = parts.scheme.partition("+")
     if kind == "" and scheme in _MANY:
         scheme, kind = "redis", scheme
@@ -137,6 +156,8 @@ class Client:
         if words:
             plain = f"{plain}?{urlencode(words)}"
         pool = redis.ConnectionPool.from_url(plain, protocol=2)
+        # It is not opened, but an option that there is not is found out.
+        pool.make_connection()
         found = {**_DEFAULTS, "socket_keepalive": True, **pool.connection_kwargs, "protocol": 2}
         found["connection_class"] = pool.connection_class
         if pool.connection_class is redis.UnixDomainSocketConnection:
@@ -203,8 +224,9 @@ class Client:
             yield
         except redis.exceptions.NoScriptError:
             raise
-        except (redis.RedisError, OSError) as error:
-            if not isinstance(error, redis.ResponseError):
+        except _FAILURES as error:
+            # One that is a replica now stays so; its successor may be at the same address.
+            if not isinstance(error, redis.ResponseError) or "READONLY" in str(error):
                 self._drop()
             raise RedisAway(f"Redis at {self.shown}: {error}") from error
         except BaseException:
@@ -219,16 +241,17 @@ class Client:
         local, now = self._local, time.monotonic()
         found = getattr(local, "connection", None)
         if found is None or local.pid != os.getpid():
-            found = local.connection = self._open()
             local.pid = os.getpid()
+            found = local.connection = self._open()
         elif now > local.used + _TRUSTED:
             try:
                 # Nothing is expected: it is the end of the connection, or of our understanding.
                 is_broken = found.can_read(0)
-            except (redis.RedisError, OSError):
+            except _FAILURES:
                 is_broken = True
             if is_broken:
-                found.disconnect()
+                self._drop()
+                found = local.connection = self._open()
         local.used = now
         return found
 
@@ -238,7 +261,10 @@ class Client:
             found.disconnect()
 
     def _open(self) -> Any:
-        return self._pool().make_connection()
+        found = self._pool().make_connection()
+        # By name: what it does by itself when it is used does not ask the Sentinels.
+        found.connect()
+        return found
 
     def _pool(self) -> Any:
         """Return what makes connections to the one server that counts."""
@@ -276,9 +302,9 @@ class Client:
             for name, value in options.items()
             if name.startswith(("ssl_", "socket_")) or name == "protocol"
         }
-        watchers = Sentinel(
-            list(self._address.hosts), sentinel_kwargs={**shared, "ssl": is_encrypted, **words}
-        )
+        # Each is asked once: there are others, and who calls us tries again.
+        shared |= {"ssl": is_encrypted, "retry": Retry(NoBackoff(), 0)}
+        watchers = Sentinel(list(self._address.hosts), sentinel_kwargs={**shared, **words})
         for name in ("host", "port"):
             options.pop(name, None)
         return SentinelConnectionPool(self._address.name, watchers, ssl=is_encrypted, **options)
@@ -296,7 +322,7 @@ class Client:
         self._drop()
         found = self._made.pop(os.getpid(), None)
         if isinstance(found, RedisCluster):
-            with contextlib.suppress(redis.RedisError, OSError):
+            with contextlib.suppress(*_FAILURES):
                 found.close()
 
     def waiter(self, keys: Sequence[str]) -> Waiter:
@@ -323,7 +349,7 @@ class Client:
     def _forget_nodes(self) -> None:
         """Find out anew which server has what: one has failed, or moved."""
         if self.is_cluster:
-            with contextlib.suppress(redis.RedisError, OSError):
+            with contextlib.suppress(*_FAILURES):
                 self._cluster().nodes_manager.initialize()
 
 
@@ -368,7 +394,7 @@ class Waiter:
                     return False
                 if now >= silent:
                     raise redis.ConnectionError("it does not answer")
-        except (redis.RedisError, OSError) as error:
+        except _FAILURES as error:
             self.reset()
             raise RedisAway(f"Redis at {self._client.shown}: {error}") from error
         except RedisAway:
@@ -405,7 +431,7 @@ class Waiter:
         for number, (connection, _, _) in self._asked.items():
             with contextlib.suppress(OSError, KeyError):
                 self._poll.unregister(number)
-            with contextlib.suppress(redis.RedisError, OSError):
+            with contextlib.suppress(*_FAILURES):
                 connection.disconnect()
         self._asked = {}
         self._client._forget_nodes()  # noqa: SLF001  its other half

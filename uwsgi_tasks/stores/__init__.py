@@ -12,8 +12,13 @@ from typing import ClassVar
 from uwsgi_tasks.errors import ConfigurationError
 from uwsgi_tasks.model import Count, DeadLetter, Lease, Record, State, Stop
 
-_FILES = {"sqlite": "sql", "postgresql": "sql", "postgres": "sql", "mysql": "sql", "mariadb": "sql"}
+_FILES = {
+    **dict.fromkeys(("sqlite", "postgresql", "postgres", "mysql", "mariadb"), "sql"),
+    **dict.fromkeys(("rediss", "unix", "valkey", "valkeys"), "redis"),
+}
 """The files that are not called as their URLs begin."""
+_EXTRAS = ("sql", "redis")
+"""The files that need something else, and what to install is called as they are."""
 
 
 class Store(ABC):
@@ -182,8 +187,9 @@ def connect(url: str, namespace: str = "") -> Store:
     try:
         found = getattr(import_module(path), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        if path.endswith(".sql"):
-            remedy = "pip install 'uwsgi_tasks[sql]'"
+        extra = path.removeprefix(f"{__name__}.")
+        if extra in _EXTRAS:
+            remedy = f"pip install 'uwsgi_tasks[{extra}]'"
         else:
             files = {file.stem for file in Path(__file__).parent.glob("[a-z]*.py")}
             known = ", ".join(sorted(files - {"sql"} | _FILES.keys()))

@@ -1,0 +1,654 @@
+"""Takes jobs from queues in Redis, ahead and in batches, and runs them on threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, groupby
+from operator import attrgetter
+
+from uwsgi_tasks import codec, interrupts, log_lines
+from uwsgi_tasks.errors import (
+    FixtureFailed,
+    LeaseLost,
+    NotKept,
+    RedisAway,
+    Unpicklable,
+    shown,
+)
+from uwsgi_tasks.executors import Consuming, Receiver
+from uwsgi_tasks.model import Job, Stop
+from uwsgi_tasks.redis.presence import Presence
+from uwsgi_tasks.redis.queues import DEFAULT, Claim, End, Queues
+from uwsgi_tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_MOST = 100
+"""Jobs that one step claims, at most."""
+_AHEAD = 0.02
+"""Seconds of work that are claimed ahead: no job waits for longer behind another one."""
+_STUCK = 0.1
+"""Seconds after which what was claimed ahead, and nobody gets to, is given back."""
+_TICK = 0.02
+"""Seconds between two looks at what runs, while anything does."""
+_LOOK = 1.0
+"""Seconds between two questions whether what runs is to be killed."""
+_SHARE = 3
+"""A lease is extended when so great a part of it is over."""
+_IDLE = 20.0
+"""Seconds after which an idle process says that it is there."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between two attempts to reach a Redis that is away: more and more."""
+_PUT_OFF = 5.0
+"""Seconds after which a job is tried again that could not be run here."""
+_OFTEN = 0.2
+"""Seconds between two questions of one running job, whether it was asked to stop."""
+_OVERDUE = 5.0
+"""Seconds by which a job may overrun its time limit before its process is given up."""
+_WEIGHT = 0.1
+"""Of the last run, in the mean of how long they take."""
+
+
+class _Held:
+    """A job that this process has claimed."""
+
+    __slots__ = ("asked_at", "claim", "deadline", "ident", "is_lost", "renewed_at", "since", "stop")
+
+    def __init__(self, claim: Claim, now: float) -> None:
+        self.claim = claim
+        self.renewed_at = self.since = now
+        self.ident = 0
+        """Of the thread that runs it."""
+        self.stop = Stop.NOT
+        self.is_lost = False
+        self.deadline = float("inf")
+        self.asked_at = float("-inf")
+
+    @property
+    def expires_at(self) -> float:
+        """When its lease is over, by our clock, and if nobody extends it."""
+        lease = self.claim.lease
+        return self.renewed_at + lease if lease else float("inf")
+
+
+class Consumer:
+    """Runs the jobs of some queues in this process.
+
+    Threads that have nothing to do wait for one of them, which waits in Redis. Whoever comes back
+    with nothing left to run tells Redis what has ended, and asks for more, in one step. One more
+    thread looks after the leases of what runs, and after the end.
+    """
+
+    def __init__(
+        self,
+        queues: Queues,
+        receiver: Receiver,
+        consuming: Consuming,
+        settings: Callable[[], Settings],
+    ) -> None:
+        self._queues, self._receiver, self._settings = queues, receiver, settings
+        self._consuming = consuming
+        self._names = [name for name, _ in consuming.queues]
+        weights = [weight for _, weight in consuming.queues]
+        self._weights = None if None in weights else [weight or 0 for weight in weights]
+        self.presence = Presence(queues, self._names, consuming.threads)
+        self.name = self.presence.name
+        self._numbers = count(1)
+        self._ahead: deque[_Held] = deque()
+        self._ends: deque[End] = deque()
+        self._running: list[_Held | None] = [None] * consuming.threads
+        self._mean = _AHEAD
+        self._batch = 1
+        self._lead = threading.Lock()
+        self._idle: set[int] = set()
+        self._waiter = queues.waiter(self._names)
+        self._active = threading.Event()
+        self._stopping = False
+        self._stop_by = float("inf")
+        self._over = threading.Event()
+        self._away = threading.Lock()
+        self._failed_steps: list[str] = []
+        self._is_away = False
+        self._pause = _FIRST_PAUSE
+        self.is_recycled = False
+        """Has it stopped because it has run as much as it may?"""
+        self.ran = 0
+        """Attempts that were made."""
+
+    # ---- from outside -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run jobs until `stop`, and until what runs then has ended, or its grace is over.
+
+        Of one thread alone, jobs run in the caller's, where signals can interrupt them.
+        """
+        self.presence.announce()
+        keeper = threading.Thread(target=self._keep, name="uwsgi_tasks leases", daemon=True)
+        keeper.start()
+        if len(self._running) == 1:
+            self._work(0)
+        else:
+            threads = [
+                threading.Thread(
+                    target=self._work,
+                    args=(number,),
+                    name=f"uwsgi_tasks worker {number}",
+                    daemon=True,
+                )
+                for number in range(len(self._running))
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                # With an end each time: without one, the handlers of signals would have to wait.
+                while thread.is_alive():
+                    thread.join(_IDLE)
+        self._over.set()
+        self._active.set()
+        keeper.join()
+        self._waiter.close()
+
+    def stop(self, grace: float | None = None) -> None:
+        """Take no more; what runs has *grace* seconds. May be called by the handler of a signal."""
+        grace = self._consuming.grace if grace is None else grace
+        self._stop_by = min(self._stop_by, time.monotonic() + grace)
+        self._stopping = True
+        self._active.set()
+        self._waiter.wake()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Is Redis there, and this process about its work?"""
+        return not (self._is_away or self._over.is_set())
+
+    def asked(self, job: Job) -> Stop:
+        """Was a job that runs here asked to stop?"""
+        held = self._held(job)
+        return Stop.NOT if held is None else self._ask(held)
+
+    def show_progress(self, job: Job, progress: str, *, always: bool) -> None:
+        """Note how far a job has come that runs here; a few times a second, unless *always*."""
+        held = self._held(job)
+        if held is not None:
+            self._ask(held, progress, always=always)
+
+    def _ask(self, held: _Held, progress: str = "", *, always: bool = False) -> Stop:
+        now = time.monotonic()
+        if always or now > held.asked_at + _OFTEN:
+            held.asked_at = now
+            try:
+                stop = self._queues.progress(held.claim.queue, held.claim.id, progress)
+            except RedisAway as error:
+                self._note_away(error)
+            else:
+                held.stop = max(held.stop, Stop(stop))
+        return held.stop
+
+    def extend(self, job: Job) -> None:
+        """Extend the lease of a job that runs here. Raises LeaseLost."""
+        held = self._held(job)
+        if held is None or not held.claim.lease:
+            return
+        if not held.is_lost:
+            self._touch([held])
+        if held.is_lost:
+            raise LeaseLost(f"{job}: its lease was over; another worker may have it")
+
+    def limit(self, seconds: float | None) -> None:
+        """Give this process up if what runs in this thread goes on for longer than *seconds*."""
+        ident = threading.get_ident()
+        for held in self._running:
+            if held is not None and held.ident == ident:
+                end = float("inf") if seconds is None else time.monotonic() + seconds + _OVERDUE
+                held.deadline = end
+
+    def _held(self, job: Job) -> _Held | None:
+        running = (held for held in self._running if held is not None)
+        return next((held for held in running if held.claim.id == job.id), None)
+
+    # ---- threads that run jobs --------------------------------------------------------------
+
+    def _work(self, number: int) -> None:
+        ident, running, active = threading.get_ident(), self._running, self._active
+        while (held := self._next()) is not None:
+            held.ident = ident
+            began = held.since = time.monotonic()
+            running[number] = held
+            if not active.is_set():
+                active.set()
+            try:
+                self._perform(held)
+            # The thread must go on, whatever one job brings about.
+            except BaseException as error:  # noqa: BLE001
+                self._fail(held, error)
+            running[number] = None
+            self._mean += (time.monotonic() - began - self._mean) * _WEIGHT
+            self.ran += 1
+            if self._consuming.max_jobs and self.ran >= self._consuming.max_jobs:
+                self._recycle(f"{self.ran} jobs")
+
+    def _next(self) -> _Held | None:
+        """Return what to run next, however long that takes; None when there is nothing more."""
+        while not self._stopping:
+            held = self._popped() or self._fetch()
+            if held is None:
+                continue
+            if self._ahead and self._idle:
+                # Somebody waits in Redis for what lies here.
+                self._waiter.wake()
+            if held.expires_at > time.monotonic() or self._is_ours_still(held):
+                return held
+        self._flush()
+        return None
+
+    def _popped(self) -> _Held | None:
+        try:
+            return self._ahead.popleft()
+        except IndexError:
+            return None
+
+    def _fetch(self) -> _Held | None:
+        """Take a step; wait if it brings nothing."""
+        batch = int(min(_MOST, max(1, _AHEAD / max(self._mean, 1e-6)), self._batch * 4))
+        self._batch = batch
+        try:
+            wait = self._step(batch)
+        except RedisAway as error:
+            self._wait_for_redis(error)
+            return None
+        held = self._popped()
+        if held is not None:
+            return held
+        self._batch = 1
+        self._idle.add(threading.get_ident())
+        try:
+            # One of them waits in Redis, the others for that one.
+            with self._lead:
+                if not (self._ahead or self._stopping):
+                    self._waiter.wait(_IDLE if wait is None else min(wait, _IDLE))
+        except RedisAway as error:
+            self._wait_for_redis(error)
+        finally:
+            self._idle.discard(threading.get_ident())
+        return None
+
+    def _step(self, most: int) -> float | None:
+        """Tell Redis what has ended, and claim up to *most* jobs; return how long to wait."""
+        ends = list(self._taken_ends())
+        token = f"{self.name}:{next(self._numbers)}"
+        try:
+            step = self._queues.step(self._order(), ends, most, token)
+        except BaseException:
+            self._ends.extendleft(reversed(ends))
+            # What it may have claimed for us, we shall never be told.
+            self._failed_steps.append(token)
+            raise
+        if self._is_away:
+            self._welcome_redis()
+        elif step.lost:
+            self._complain(step.lost)
+        now = time.monotonic()
+        for claim in step.claims:
+            self._ahead.append(_Held(claim, now))
+        return step.wait
+
+    def _taken_ends(self) -> Iterator[End]:
+        while True:
+            try:
+                yield self._ends.popleft()
+            except IndexError:
+                return
+
+    def _flush(self) -> None:
+        """Tell Redis what has ended."""
+        if self._ends:
+            try:
+                self._step(0)
+            except RedisAway as error:
+                self._note_away(error)
+
+    def _order(self) -> Sequence[str]:
+        """Return the queues in the order in which they are served now."""
+        if self._weights is None:
+            return self._names
+        first = random.choices(self._names, self._weights)[0]  # noqa: S311  no secret
+        return [first, *(name for name in self._names if name != first)]
+
+    @staticmethod
+    def _complain(lost: Sequence[str]) -> None:
+        for id_ in lost:
+            log.warning(
+                "job %s has ended after its lease was over: another worker has it, and what came "
+                "of it here counts for nothing",
+                log_lines.one_line(id_),
+                extra={"job_id": id_, "executor": "redis"},
+            )
+
+    # ---- one job ----------------------------------------------------------------------------
+
+    def _perform(self, held: _Held) -> None:
+        claim, receiver = held.claim, self._receiver
+        kills = claim.crashes >= self._settings().crash_limit
+        reason = f"its worker died too often while it ran ({claim.crashes})"
+        if kills and claim.payload[:3] == codec.MAGIC:
+            # Unpickling it may be what killed them.
+            receiver.reject(claim.payload, reason, id=claim.id)
+            self._end(claim)
+            return
+        try:
+            jobs = receiver.decode(claim.payload, claim.id)
+        except NotKept as error:
+            self._put_off(held, error)
+            return
+        if not jobs:
+            self._end(claim)
+            return
+        job = jobs[0]
+        if job.id != claim.id or (job.queue or DEFAULT) != claim.queue:
+            # A foreign program need not say twice what it is called, and where it lies.
+            job = job._replace(id=claim.id, queue=claim.queue)
+        if kills:
+            receiver.bury(job, reason)
+            self._end(claim)
+        elif claim.crashes < 0:
+            receiver.cancel(job)
+            self._end(claim)
+        elif self._is_known(job, claim):
+            self._attempt(held, job)
+        else:
+            self._wait_for_code(held, job)
+
+    def _is_known(self, job: Job, claim: Claim) -> bool:
+        receiver = self._receiver
+        if receiver.knows(job.task):
+            return True
+        # Whoever can write JSON there must not choose what is imported here.
+        if claim.payload[:3] != codec.MAGIC or self._settings().signer is None:
+            return False
+        try:
+            receiver.find(job.task)
+        except Exception:  # noqa: BLE001  the user's module, in which anything may go wrong
+            return False
+        return True
+
+    def _attempt(self, held: _Held, job: Job) -> None:
+        claim = held.claim
+        try:
+            _, following = self._receiver.perform(job, claim.payload, bury=True)
+        except (FixtureFailed, NotKept) as error:
+            self._put_off(held, error)
+            return
+        if following is None:
+            self._end(claim)
+            return
+        try:
+            payload = self._encoded(following)
+        except Unpicklable as error:
+            self._receiver.bury(following, str(error))
+            self._end(claim)
+            return
+        if claim.lease:
+            end = End(claim.queue, claim.id, claim.token, payload, following.at)
+            self._ends.append(end)
+        else:
+            self._submit_again(claim, following, payload)
+
+    def _encoded(self, job: Job) -> bytes:
+        pickles = job.serializer == "pickle"
+        return codec.encode_one(job, self._settings().signer, pickles=pickles)
+
+    def _end(self, claim: Claim) -> None:
+        if claim.lease:
+            self._ends.append(End(claim.queue, claim.id, claim.token))
+
+    def _submit_again(self, claim: Claim, job: Job, payload: bytes) -> None:
+        """Submit the next attempt at a job that Redis knows no more."""
+        try:
+            self._queues.submit(
+                claim.queue, (job.id, payload), at=job.at, priority=job.priority, lease=0
+            )
+        except RedisAway as error:
+            self._receiver.bury(job, f"it could not be submitted again: {error}")
+
+    def _wait_for_code(self, held: _Held, job: Job) -> None:
+        """Leave a job to others whose task nobody here knows, for as long as there may be any."""
+        claim, grace = held.claim, self._settings().unknown_task_grace
+        delay = min(_PUT_OFF, grace)
+        reason = (
+            f"no task {job.task} is declared: was it renamed or removed? A worker imports the "
+            "modules that follow its -m"
+        )
+        unknown_for = (
+            self._queues.release([claim], delay, unknown=True)[0] if claim.lease else grace
+        )
+        if unknown_for >= grace or not claim.lease:
+            # It was given back just now; whoever has it next finds that it is gone.
+            self._receiver.bury(job, reason)
+            self._queues.forget(job.id)
+        else:
+            log.warning(
+                "%s: %s; it waits",
+                log_lines.one_line(job),
+                log_lines.one_line(reason),
+                extra=log_lines.of(job, "redis"),
+            )
+
+    def _put_off(self, held: _Held, error: BaseException) -> None:
+        """Give a job back that could not be run, and to which nothing was done."""
+        claim = held.claim
+        log.warning(
+            "job %s is put off: %s",
+            log_lines.one_line(claim.id),
+            log_lines.one_line(shown(error)),
+            extra={"job_id": claim.id, "executor": "redis"},
+        )
+        if claim.lease:
+            self._queues.release([claim], _PUT_OFF)
+        else:
+            words = (claim.id, claim.payload)
+            self._queues.submit(claim.queue, words, at=time.time() + _PUT_OFF, lease=0)
+
+    def _fail(self, held: _Held, error: BaseException) -> None:
+        """Note that a job could not even be tried; its lease decides when it is again."""
+        log.error(
+            "job %s could not be run: %s",
+            log_lines.one_line(held.claim.id),
+            log_lines.one_line(shown(error)),
+            exc_info=error,
+            extra={"job_id": held.claim.id, "executor": "redis"},
+        )
+
+    # ---- while Redis is away ----------------------------------------------------------------
+
+    def _note_away(self, error: RedisAway) -> None:
+        with self._away:
+            if not self._is_away:
+                self._is_away = True
+                self._pause = _FIRST_PAUSE
+                log.warning("%s; this worker waits for it", log_lines.one_line(error))
+
+    def _wait_for_redis(self, error: RedisAway) -> None:
+        self._note_away(error)
+        pause, self._pause = self._pause, min(self._pause * 1.5, _LONGEST_PAUSE)
+        end = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  no secret
+        while not self._stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def _welcome_redis(self) -> None:
+        """Go on where we were, and give back what was claimed for us without our knowing."""
+        with self._away:
+            failed, self._failed_steps = self._failed_steps, []
+            try:
+                for name in self._names:
+                    self._queues.reclaim(name, failed)
+            except BaseException:
+                self._failed_steps += failed
+                raise
+            if self._is_away:
+                self._is_away = False
+                log.info("Redis is back")
+
+    # ---- the thread that looks after leases -------------------------------------------------
+
+    def _keep(self) -> None:
+        looked_at = time.monotonic()
+        while not self._over.is_set():
+            if not self._active.wait(_IDLE):
+                self._announce()
+                continue
+            try:
+                now = time.monotonic()
+                self._renew(now, look=now > looked_at + _LOOK)
+                looked_at = now if now > looked_at + _LOOK else looked_at
+                self._tidy(now)
+            except RedisAway as error:
+                self._note_away(error)
+            # Without it all that runs would lose its lease.
+            except Exception:
+                log.exception("the leases of what runs could not be looked after")
+            self._announce()
+            self._check_end()
+            if self._is_idle() and not self._stopping:
+                self._active.clear()
+                if not self._is_idle():
+                    self._active.set()
+            self._over.wait(_TICK)
+        try:
+            self._flush()
+            self._tidy(time.monotonic())
+            self.presence.leave()
+        except RedisAway as error:
+            log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
+
+    def _is_idle(self) -> bool:
+        return not (self._ahead or self._ends or any(self._running))
+
+    def _announce(self) -> None:
+        try:
+            self.presence.keep(self.ran)
+        except RedisAway as error:
+            self._note_away(error)
+        limit = self._consuming.max_memory
+        if limit and self.presence.memory() > limit and not self._stopping:
+            self._recycle(f"{self.presence.memory() / 2**20:.0f} MB")
+
+    def _renew(self, now: float, *, look: bool) -> None:
+        """Extend the leases that are partly over; *look* at what those that run are asked for."""
+        held = [one for one in (*self._running, *tuple(self._ahead)) if one is not None]
+        due = [
+            one
+            for one in held
+            if one.claim.lease
+            and not one.is_lost
+            and (
+                now > one.renewed_at + one.claim.lease / _SHARE
+                or (look and one.ident and now > one.since + _LOOK)
+            )
+        ]
+        for _, group in groupby(sorted(due, key=_queue), key=_queue):
+            self._touch(list(group))
+
+    def _touch(self, held: Sequence[_Held]) -> None:
+        now = time.monotonic()
+        answers = self._queues.touch([one.claim for one in held])
+        for one, answer in zip(held, answers, strict=True):
+            if answer < 0:
+                # Else it has ended while we asked.
+                one.is_lost = one in self._running
+                continue
+            one.renewed_at, one.stop = now, max(one.stop, Stop(answer))
+            if one.stop is Stop.KILL and one in self._running:
+                interrupts.kill(one.ident)
+
+    def _is_ours_still(self, held: _Held) -> bool:
+        """Is a job still ours that lay here for so long that its lease may be over?"""
+        try:
+            self._touch([held])
+        except RedisAway:
+            return False
+        return held.renewed_at > held.since
+
+    def _tidy(self, now: float) -> None:
+        """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
+        if self._ends and not self._ahead:
+            self._flush()
+        first = next(iter(tuple(self._ahead)), None)
+        if first is None or (now < first.since + _STUCK and not self._stopping):
+            return
+        if not self._stopping and None in self._running:
+            return
+        back = []
+        while True:
+            try:
+                back.append(self._ahead.pop())
+            except IndexError:
+                break
+        self._give_back(back[::-1])
+
+    def _give_back(self, held: Sequence[_Held]) -> None:
+        leased = [one.claim for one in held if one.claim.lease]
+        for _, group in groupby(sorted(leased, key=attrgetter("queue")), key=attrgetter("queue")):
+            self._queues.release(list(group))
+        for claim in (one.claim for one in held if not one.claim.lease):
+            self._queues.submit(claim.queue, (claim.id, claim.payload), lease=0)
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def _recycle(self, reason: str) -> None:
+        if not self._stopping:
+            log.info("this worker has had %s: another one takes its place", reason)
+            self.is_recycled = True
+            self.stop()
+
+    def _check_end(self) -> None:
+        now = time.monotonic()
+        overdue = [one for one in self._running if one is not None and now > one.deadline]
+        for held in overdue:
+            self._give_up(held)
+        if now < self._stop_by and not overdue:
+            return
+        left = [one for one in self._running if one is not None and one not in overdue]
+        if not overdue and not left:
+            return
+        self._leave(left, by_force=bool(overdue))
+
+    def _give_up(self, held: _Held) -> None:
+        """Make a dead letter of a job that nobody can end."""
+        jobs = self._receiver.decode(held.claim.payload)
+        if jobs:
+            job = jobs[0]._replace(id=held.claim.id)
+            reason = "it took longer than its timeout, and could not be interrupted"
+            self._receiver.bury(job, reason)
+        self._end(held.claim)
+
+    def _leave(self, left: Sequence[_Held], *, by_force: bool) -> None:
+        """End this process: what runs in it cannot be waited for."""
+        log.warning(
+            "this worker ends while %d of its jobs run: they are given back, and run again",
+            len(left),
+        )
+        try:
+            self._flush()
+            self._give_back([*left, *self._ahead])
+            self.presence.leave()
+        except RedisAway as error:
+            log.warning("they run again when their leases are over: %s", log_lines.one_line(error))
+        logging.shutdown()
+        os._exit(Code.STUCK if by_force else Code.DONE)
+
+
+_queue = attrgetter("claim.queue")
+
+
+class Code:
+    """What a worker's process ends with."""
+
+    DONE = 0
+    STUCK = 75
+    """A job could not be ended: another process is to take its place."""

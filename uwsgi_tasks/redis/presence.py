@@ -1,0 +1,76 @@
+"""Who is there: the workers of all machines, and the queues and tasks that they know."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from uwsgi_tasks.model import KnownWorker
+from uwsgi_tasks.redis.queues import Queues
+
+_KEPT = 60
+"""Seconds for which a worker is known that gives no sign of life."""
+_EVERY = 15.0
+"""Seconds between two signs of life."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Presence:
+    """What one worker says of itself, under a key that lives for a minute."""
+
+    def __init__(self, queues: Queues, names: Sequence[str], threads: int) -> None:
+        self._queues = queues
+        host, pid = os.uname().nodename, os.getpid()
+        self.name = f"{host}.{pid}.{os.urandom(3).hex()}"
+        self.tasks: Sequence[str] = ()
+        """The names of the tasks that it knows."""
+        self._said: dict[str, Any] = {
+            "name": self.name, "host": host, "pid": pid, "queues": list(names),
+            "threads": threads, "started_at": time.time(),
+        }  # fmt: skip
+        self._next = 0.0
+
+    def announce(self) -> None:
+        """Say who we are, as soon as may be."""
+        self._next = 0.0
+
+    def keep(self, ran: int) -> None:
+        """Give a sign of life, if it is time for one. Raises RedisAway."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _EVERY
+        said = {**self._said, "ran": ran, "memory": self.memory(), "tasks": list(self.tasks)}
+        prefix, client = self._queues.prefix, self._queues.client
+        client.call("SET", f"{prefix}:worker:{self.name}", json.dumps(said), "EX", _KEPT)
+        client.call("ZADD", f"{prefix}:workers", time.time() + _KEPT, self.name)
+        for queue in self._said["queues"]:
+            self._queues.note(queue)
+
+    def leave(self) -> None:
+        """Say that we are gone. Raises RedisAway."""
+        prefix, client = self._queues.prefix, self._queues.client
+        client.call("DEL", f"{prefix}:worker:{self.name}")
+        client.call("ZREM", f"{prefix}:workers", self.name)
+
+    @staticmethod
+    def memory() -> int:
+        """Return the resident memory of this process, in bytes."""
+        try:
+            with open("/proc/self/statm") as file:  # noqa: PTH123  each few seconds
+                return int(file.read().split()[1]) * _PAGE
+        except OSError:
+            return 0
+
+
+def workers(queues: Queues) -> list[KnownWorker]:
+    """Return the workers that are there, by name. Raises RedisAway."""
+    prefix, client = queues.prefix, queues.client
+    # Their own clocks: a day is enough of a difference for what is only tidied up.
+    client.call("ZREMRANGEBYSCORE", f"{prefix}:workers", "-inf", time.time() - 86_400)
+    names = [name.decode() for name in client.call("ZRANGE", f"{prefix}:workers", 0, -1)]
+    texts = client.calls([("GET", f"{prefix}:worker:{name}") for name in names])
+    return sorted(KnownWorker(**json.loads(text)) for text in texts if text is not None)

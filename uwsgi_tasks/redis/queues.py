@@ -1,0 +1,306 @@
+"""Queues of jobs in Redis: bytes under ids, and each change of them one atomic step.
+
+What each key holds, the scripts say where they begin.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from uwsgi_tasks.model import Sizes
+from uwsgi_tasks.redis.client import Client, Script, Waiter
+
+DEFAULT = "default"
+"""The queue of a job that names none."""
+LEAST = 9
+"""The priority of what has none: after all others."""
+LEASE = 30.0
+"""Seconds of a job that names none."""
+_PAGE = 200
+_PLACES = ("suspects", *map(str, range(LEAST + 1)), "due")
+"""Where jobs wait, in the order in which they would be taken."""
+
+
+class Claim(NamedTuple):
+    """A job that is this worker's to run, until it says how that ended."""
+
+    queue: str
+    id: str
+    token: bytes
+    """What shows that it is."""
+    payload: bytes
+    crashes: int
+    """Workers that have died while they ran it, and had claimed nothing with it; less than none
+    if it was cancelled, and must not run."""
+    lease: float
+    """Seconds; 0 if it is gone from Redis already, and there is nothing to say."""
+
+
+class End(NamedTuple):
+    """How a claimed job went on."""
+
+    queue: str
+    id: str
+    token: bytes
+    following: bytes | None = None
+    """What is to run next in its place; None if it has ended."""
+    at: float | None = None
+    """When, in seconds since 1970; None for now."""
+
+
+class Standing(NamedTuple):
+    """A job that has not ended."""
+
+    queue: str
+    id: str
+    payload: bytes
+    token: bytes
+    """Of the worker that runs it; empty if none does."""
+    at: float | None
+    """When it is due, if it waits for that; in seconds since 1970."""
+    progress: str
+    stop: int
+    """What it was asked for, as a `Stop`."""
+    priority: int
+
+    @property
+    def worker(self) -> str:
+        """The name of the worker that runs it."""
+        return self.token.rpartition(b":")[0].decode()
+
+
+class Step(NamedTuple):
+    """What came of one step."""
+
+    lost: list[str]
+    """Ids of jobs that were no longer this worker's."""
+    claims: list[Claim]
+    wait: float | None
+    """Seconds until there may be something to claim; None if nobody knows."""
+
+
+class Queues:
+    """All queues of one namespace. All methods raise RedisAway."""
+
+    _SUBMIT, _STEP, _TOUCH, _RELEASE, _RECLAIM, _CANCEL, _FIND, _LIST, _PROGRESS, _PURGE, _SIZES = (
+        Script.load(f"queue_{name}.lua")
+        for name in ("submit", "step", "touch", "release", "reclaim", "cancel", "find", "list",
+                     "progress", "purge", "sizes")
+    )  # fmt: skip
+    _FORGET = Script.load("queue_forget.lua")
+
+    def __init__(self, client: Client, namespace: str) -> None:
+        self.client = client
+        self.prefix = f"uwsgi_tasks:{namespace}" if namespace else "uwsgi_tasks"
+        self._known: set[str] = set()
+        self._knowing = threading.Lock()
+
+    def root(self, queue: str) -> str:
+        """Return what the keys of a queue begin with: all of them lie in one slot of a cluster."""
+        return f"{{{self.prefix}:queue:{queue}}}"
+
+    # ---- the way in -------------------------------------------------------------------------
+
+    def submit(
+        self,
+        queue: str,
+        jobs: Sequence[str | bytes],
+        *,
+        at: float | None = None,
+        priority: int | None = None,
+        lease: float = LEASE,
+    ) -> None:
+        """Take all of *jobs*, id and payload in turn, or none."""
+        self.note(queue)
+        head = (
+            "" if at is None else _milliseconds(at),
+            LEAST if priority is None else priority,
+            "" if lease == LEASE else _milliseconds(lease),
+        )
+        self.client.run(self._SUBMIT, (self.root(queue),), (*head, *jobs))
+
+    def note(self, queue: str) -> None:
+        """Have all others know of *queue*."""
+        if queue not in self._known:
+            self.client.call("SADD", f"{self.prefix}:queues", queue)
+            self._known.add(queue)
+
+    def names(self) -> list[str]:
+        """Return the queues that are known, by name."""
+        return sorted(
+            name.decode() for name in self.client.call("SMEMBERS", f"{self.prefix}:queues")
+        )
+
+    # ---- the way out ------------------------------------------------------------------------
+
+    def step(self, queues: Sequence[str], ends: Sequence[End], most: int, token: str) -> Step:
+        """End what has run, and claim up to *most* jobs of *queues*, the first of them first.
+
+        In a cluster this is a step for each queue, in all others one.
+        """
+        places = list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
+        if not self.client.is_cluster:
+            return self._step(places, ends, most, token)
+        found = Step([], [], None)
+        for place in places:
+            left = most - len(found.claims) if place in queues else 0
+            own = [end for end in ends if end.queue == place]
+            if left or own:
+                one = self._step([place], own, left, token)
+                waits = [wait for wait in (found.wait, one.wait) if wait is not None]
+                found = Step(
+                    found.lost + one.lost, found.claims + one.claims, min(waits, default=None)
+                )
+        return found
+
+    def _step(self, places: Sequence[str], ends: Sequence[End], most: int, token: str) -> Step:
+        words: list[str | bytes | int] = [most, token, _milliseconds(LEASE)]
+        for place in places:
+            words += _said(
+                ends if len(places) == 1 else [end for end in ends if end.queue == place]
+            )
+        roots = [self.root(place) for place in places]
+        lost, flat, wait = self.client.run(self._STEP, roots, words)
+        key = token.encode()
+        claims = [
+            Claim(places[number], id_.decode(), key, payload, crashes, lease / 1000)
+            for number, id_, payload, crashes, lease in _rows(flat, 5)
+        ]
+        return Step([one.decode() for one in lost], claims, None if wait < 0 else wait / 1000)
+
+    def touch(self, claims: Sequence[Claim]) -> list[int]:
+        """Extend the leases of jobs of one queue by their length, from now.
+
+        Returns what each was asked for, as a `Stop`; -1 if it is not this worker's any more.
+        """
+        words: list[str | bytes | int] = []
+        for claim in claims:
+            words += claim.id, claim.token, _milliseconds(claim.lease)
+        found: list[int] = self.client.run(self._TOUCH, (self.root(claims[0].queue),), words)
+        return found
+
+    def release(
+        self, claims: Sequence[Claim], delay: float = 0.0, *, unknown: bool = False
+    ) -> list[float]:
+        """Give back jobs of one queue that have not run, for others to take in *delay* seconds.
+
+        Returns, where their task is *unknown* here, for how many seconds it has been that; less
+        than nothing of a job that is not this worker's any more.
+        """
+        words: list[str | bytes | int] = [_milliseconds(delay), "unknown" if unknown else ""]
+        for claim in claims:
+            words += claim.id, claim.token
+        found = self.client.run(self._RELEASE, (self.root(claims[0].queue),), words)
+        return [each / 1000 for each in found]
+
+    def reclaim(self, queue: str, tokens: Sequence[str]) -> int:
+        """Give back what was claimed under *tokens*, whose answers were lost; return how many."""
+        found: int = self.client.run(self._RECLAIM, (self.root(queue),), tokens)
+        return found
+
+    def waiter(self, queues: Sequence[str]) -> Waiter:
+        """Return what waits until there may be something to claim in *queues*."""
+        return self.client.waiter([f"{self.root(queue)}:wake" for queue in queues])
+
+    # ---- looking, and taking away -----------------------------------------------------------
+
+    def find(self, id: str, queues: Sequence[str] | None = None) -> Standing | None:  # noqa: A002
+        """Return where a job stands, in any queue, or in one of *queues*."""
+        for queue in self.names() if queues is None else queues:
+            for found in self._standings(queue, [id]):
+                return found
+        return None
+
+    def _standings(self, queue: str, ids: Sequence[str | bytes]) -> Iterator[Standing]:
+        flat = self.client.run(self._FIND, (self.root(queue),), ids) if ids else []
+        for id_, payload, token, at, progress, stop, option in _rows(flat, 7):
+            yield Standing(
+                queue=queue,
+                id=id_.decode(),
+                payload=payload,
+                token=token.rstrip(b"!"),
+                at=float(at) / 1000 if at else None,
+                progress=progress.decode(),
+                stop=int(stop),
+                priority=int(option.rpartition(b"|")[2] or LEAST),
+            )
+
+    def running(self, queue: str) -> Iterator[Standing]:
+        """Go through what runs, to look at it."""
+        yield from self._listed(queue, "run")
+
+    def waiting(self, queue: str) -> Iterator[Standing]:
+        """Go through what waits, in the order in which it would be taken, page by page.
+
+        What moves meanwhile may be shown twice, or not at all.
+        """
+        for place in _PLACES:
+            yield from (one for one in self._listed(queue, place) if not one.token)
+
+    def _listed(self, queue: str, place: str) -> Iterator[Standing]:
+        start = 0
+        while True:
+            words = (place, start, start + _PAGE - 1)
+            ids = self.client.run(self._LIST, (self.root(queue),), words)
+            yield from self._standings(queue, ids)
+            if len(ids) < _PAGE:
+                return
+            start += _PAGE
+
+    def cancel(self, id: str, stop: int) -> tuple[bool, Standing] | None:  # noqa: A002
+        """Take a job away that waits, or ask one that runs to *stop*; None if it is nowhere.
+
+        Returns whether it runs, and what it was.
+        """
+        for queue in self.names():
+            found = self.client.run(self._CANCEL, (self.root(queue),), (id, int(stop)))
+            if found is not None:
+                runs, payload = found
+                return bool(runs), Standing(queue, id, payload, b"", None, "", stop, LEAST)
+        return None
+
+    def forget(self, id: str) -> None:  # noqa: A002
+        """Forget a job, whatever it is doing, for it is to be submitted again."""
+        for queue in self.names():
+            self.client.run(self._FORGET, (self.root(queue),), (id,))
+
+    def progress(self, queue: str, id: str, progress: str = "") -> int:  # noqa: A002
+        """Note how far a running job has come; return what it was asked for, as a `Stop`."""
+        found: int = self.client.run(self._PROGRESS, (self.root(queue),), (id, progress))
+        return found
+
+    def sizes(self, queue: str) -> Sizes:
+        """Return how many jobs are in a queue."""
+        return Sizes(*self.client.run(self._SIZES, (self.root(queue),)))
+
+    def purge(self, queue: str) -> int:
+        """Take all jobs away that wait in a queue; return how many. Those that run go on."""
+        found: int = self.client.run(self._PURGE, (self.root(queue),))
+        return found
+
+
+def _said(ends: Sequence[End]) -> list[str | bytes | int]:
+    """Return the words by which the script learns of *ends*, which are of one queue."""
+    over = [end for end in ends if end.following is None]
+    words: list[str | bytes | int] = [len(over), len(ends) - len(over)]
+    for end in over:
+        words += end.id, end.token
+    for end in ends:
+        if end.following is not None:
+            at = "" if end.at is None else _milliseconds(end.at)
+            words += end.id, end.token, end.following, at
+    return words
+
+
+def _milliseconds(seconds: float) -> int:
+    # Up: cut off, a job would run before its time.
+    return math.ceil(seconds * 1000)
+
+
+def _rows(flat: Sequence[Any], width: int) -> Iterator[tuple[Any, ...]]:
+    """Cut what a script returns in one row into rows of *width*."""
+    each = iter(flat)
+    return zip(*[each] * width, strict=True)

@@ -1,0 +1,188 @@
+"""Jobs as JSON, for programs in any language; ``docs/wire.md`` is its description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from uwsgi_tasks.errors import DecodeError, NotJson
+from uwsgi_tasks.model import Job
+
+BEGINS = b"{"
+"""How every such payload begins."""
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
+_SAFE = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii
+_PLAIN = {str, int, float, bool, type(None)}
+_BOXES = {list, tuple, dict}
+_LEFT_OUT = {"args", "kwargs", "working_dir", "spooler", "mule", "durable"}
+"""What is written apart, or means nothing on another machine."""
+_OPTIONAL = [
+    (name, index, Job._field_defaults[name])
+    for index, name in enumerate(Job._fields)
+    if name in Job._field_defaults and name not in _LEFT_OUT
+]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float}
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_object(value: Any) -> bool:
+    return type(value) is dict
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_is_text, "a text"),
+    "task": (_is_text, "a text"),
+    "args": (lambda value: type(value) is list, "a list"),
+    "kwargs": (_is_object, "an object"),
+    "attempt": (lambda value: _is_whole(value) and value > 0, "a whole number from 1"),
+    "submitted_at": (_is_number, "seconds since 1970"),
+    "at": (_is_number, "seconds since 1970"),
+    "delay": (_is_number, "seconds"),
+    "priority": (_is_whole, "a whole number from 0"),
+    "retry_count": (_is_whole, "a whole number from 0"),
+    "retry_timeout": (_is_number, "seconds"),
+    "buffer": (_is_object, "an object"),
+    "expires_at": (_is_number, "seconds since 1970"),
+    "result_ttl": (_is_number, "seconds"),
+    "unique": (_is_text, "a text"),
+    "began_at": (_is_number, "seconds since 1970"),
+    "headers": (_is_object, "an object"),
+    "queue": (_is_text, "a text"),
+    "lease": (_is_number, "seconds"),
+    "serializer": (_is_text, "a text"),
+}
+
+
+def encode(job: Job) -> bytes:
+    """Return *job* as bytes. Raises NotJson, which names what would not come out as it went in."""
+    return encode_all((job,))[0]
+
+
+def encode_all(jobs: Sequence[Job]) -> list[bytes]:
+    """Return *jobs*, which differ in id and args alone, each as bytes. Raises NotJson."""
+    first = jobs[0]
+    _check_shared(first)
+    shared = {name: first[index] for name, index, usual in _OPTIONAL if first[index] != usual}
+    head = _text({"task": first.task, **shared})[:-1]
+    tail = f',"kwargs":{_text(first.kwargs)}}}' if first.kwargs else "}"
+    texts = []
+    for job in jobs:
+        for number, value in enumerate(job.args, 1):
+            if type(value) not in _PLAIN:
+                _check(value, f"argument {number}", job.task)
+        try:
+            args = _ENCODER(job.args)
+        except ValueError as error:
+            raise _refused(job.task, "an argument", f" ({error})") from error
+        texts.append(f'{head},"id":{_quoted(job.id)},"args":{args}{tail}')
+    try:
+        return [text.encode() for text in texts]
+    # Half of a pair of surrogates, which UTF-8 has no place for.
+    except UnicodeEncodeError:
+        return [_SAFE(json.loads(text)).encode() for text in texts]
+
+
+def decode(payload: bytes) -> Job:
+    """Return the job in *payload*. Raises DecodeError, whatever is wrong with it."""
+    try:
+        found = json.loads(payload)
+    # A number of too many digits, or brackets within brackets without end.
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"not JSON: {error}") from error
+    if type(found) is not dict:
+        raise DecodeError("not a JSON object")
+    for name, value in found.items():
+        kind = _KINDS.get(name)
+        if kind is None:
+            known = ", ".join(_KINDS)
+            raise DecodeError(f"a job has no field {name!r}: there are {known}")
+        if not kind[0](value):
+            raise DecodeError(f"the field {name!r} takes {kind[1]}, not {value!r:.100}")
+    if "task" not in found:
+        raise DecodeError("the field 'task' is missing: the name of a task")
+    found["args"] = tuple(found.get("args", ()))
+    found.setdefault("id", "")
+    return Job(**found)
+
+
+def encode_value(value: Any) -> bytes:
+    """Return what a task returned as bytes. Raises NotJson."""
+    _check(value, "the value", "")
+    return _SAFE(value).encode()
+
+
+def decode_value(payload: bytes) -> Any:
+    """Return what `encode_value` was given. Raises DecodeError."""
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"not JSON: {error}") from error
+
+
+def _check_shared(job: Job) -> None:
+    for name, value in job.kwargs.items():
+        if type(value) not in _PLAIN:
+            _check(value, f"argument {name!r}", job.task)
+    if job.buffer:
+        _check(job.buffer, "the buffer", job.task)
+    if job.headers:
+        _check(job.headers, "a header", job.task)
+
+
+def _check(value: Any, where: str, task: str) -> None:
+    """Raise NotJson if *value* would not be the same when it comes out again.
+
+    Tuples are let through, and come out as lists.
+    """
+    try:
+        found = _unfit(value, 0)
+    except RecursionError:
+        found = "something that holds itself"
+    if found:
+        inside = "" if type(value) not in _BOXES else " which it holds,"
+        raise _refused(task, where, f", {found},{inside}")
+
+
+def _unfit(value: Any, depth: int) -> str:
+    kind = type(value)
+    if kind in {list, tuple}:
+        return next(filter(None, (_unfit(one, depth + 1) for one in value)), "")
+    if kind is dict:
+        for key, one in value.items():
+            # JSON would make a text of it, without a word.
+            if type(key) is not str:
+                return f"the key {key!r:.50}, which is no text"
+            found = _unfit(one, depth + 1)
+            if found:
+                return found
+        return ""
+    if kind is float and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124
+        return f"{value}, which JSON has no word for"
+    return "" if kind in _PLAIN else f"a {kind.__module__}.{kind.__qualname__}"
+
+
+def _text(value: Any) -> str:
+    try:
+        return _ENCODER(value)
+    except ValueError as error:
+        raise _refused("", "a number", f" ({error})") from error
+
+
+def _refused(task: str, where: str, why: str) -> NotJson:
+    return NotJson(
+        f"{task}: {where}{why} cannot be written as JSON; pass what it is made of, such as a "
+        "text or a primary key, or declare the task with serializer='pickle'".removeprefix(": ")
+    )
