@@ -38,7 +38,7 @@ _STATES = ("waiting", "held", "delayed")
 _NAME = re.compile(r"[^\s{}]{1,200}")
 _NO_HEAD = [""] * 5
 """What the head of an entry has not, which nobody has read, or which has no id."""
-_RECEIPT = re.compile(r"\w+(\.\d+){4}(\.\S+)?")
+_RECEIPT = re.compile(r"\w+(\.\d+){3}\.\w+(\.\S+)?")
 _PLAIN = {str, int, float, bool, type(None)}
 _PUT, _GET, _DONE, _REFRESH, _GIVE_BACK, _REQUEUE, _LOOK_AT, _SIZES, _CLEAR = (
     Script.load(f"data_{name}.lua")
@@ -125,8 +125,8 @@ class _Place:
         """Put what another place gave out: receipts, and entries. Nobody has read it here yet."""
         entries = []
         for receipt, entry in pairs:
-            item, given, _, _, _, *death = receipt.split(".", 5)
-            head = ".".join([item, given, "0.0.0", *([] if alive else death)])
+            item, _, _, _, _, *death = receipt.split(".", 5)
+            head = item if alive else ".".join([item, *"0000", *death])
             entries.append(b"%b %b" % (head.encode(), entry.partition(b" ")[2]))
         self.run(_PUT, 0, *entries)
 
@@ -195,7 +195,7 @@ class DataQueue:
         wait = _micros(delay, "delay")
         texts = _encoded(items, self.name)
         # Not a counter of Redis: one that has lost its memory would give ids anew.
-        prefix = b64encode(os.urandom(9), b"ab").decode()
+        prefix = _token(9)
         ids = [f"{prefix}{number:x}" for number in range(len(texts))]
         entries = _entries(ids, texts)
         for start in range(0, len(entries), _MOST):
@@ -252,7 +252,7 @@ class DataQueue:
         more, entries = 1, list[bytes]()
         while more and not entries:
             more, pause, has_dead, dropped, receipts, entries = self._place.run(
-                _GET, n, lease, self._policy, self.name
+                _GET, n, lease, f"{self._policy}.{_token(6)}", self.name
             )
             if dropped:
                 self._tell(dropped)
@@ -321,7 +321,7 @@ class DataQueue:
         own = self._dead_place
         try:
             while True:
-                found = own.run(_GET, _MOST, _CARRY, _DeadItems.POLICY, self.name)
+                found = own.run(_GET, _MOST, _CARRY, f".0.0.{_token(6)}", self.name)
                 receipts, entries = found[4].decode().split(), found[5]
                 if not entries:
                     return
@@ -346,7 +346,7 @@ class DataQueue:
                 f"back to {self.name} by dead.get(lease=), and requeue them"
             )
         # So that those come, too, whose lease ends now.
-        len(self.dead)
+        self.dead.sizes()
         ids = set[str]()
         while found := self._place.run(_REQUEUE, _MOST):
             ids.update(one.decode() for one in found)
@@ -409,8 +409,6 @@ class DataQueue:
 class _DeadItems(DataQueue):
     """The dead items of a queue."""
 
-    POLICY = ".0.0"
-
     def __init__(self, place: _Place, lease: int, arrive: Callable[[], None]) -> None:
         super().__init__(place.name, client=place.client, namespace=place.namespace, attempts=0)
         self._place, self._lease, self._arrive = place, lease, arrive
@@ -439,6 +437,11 @@ def _check_name(name: object) -> None:
         raise InvalidTask(
             f"a data queue has a name of up to 200 characters, without spaces or braces: {name!r}"
         )
+
+
+def _token(size: int) -> str:
+    """Return letters and digits, as many as stand for *size* bytes, that nobody has had before."""
+    return b64encode(os.urandom(size), b"ab").decode()
 
 
 def _micros(value: Seconds, name: str) -> int:
@@ -546,7 +549,8 @@ def _unfit(value: Any) -> str:
     elif isinstance(value, (str, int, float)):
         return ""
     else:
-        return f"a {type(value).__module__}.{type(value).__qualname__}"
+        kind = type(value)
+        return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
     for one in inner:
         if type(one) not in _PLAIN and (found := _unfit(one)):
             return found
@@ -572,7 +576,7 @@ def _value(payload: bytes) -> Any:
 
 
 def _entry(state: str, head: str, payload: bytes, at: bytes) -> DataEntry:
-    item, _, used, _, _, death = [*head.split(".", 5), *_NO_HEAD][:6]
+    item, used, _, _, _, death = [*head.split(".", 5), *_NO_HEAD][:6]
     died, times, queue = death.split(".", 2) if death else ("", used, "")
     return DataEntry(
         id=item,

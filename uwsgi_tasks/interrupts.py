@@ -88,13 +88,13 @@ class Interruptible:
     It raises TaskTimeout, or TaskCancelled. Of regions within one another the innermost counts.
     """
 
-    __slots__ = ("_outer", "_region", "_seconds")
+    __slots__ = ("_ident", "_outer", "_region", "_seconds")
 
     def __init__(self, seconds: float | None = None) -> None:
         self._seconds = seconds
 
     def __enter__(self) -> None:
-        ident = threading.get_ident()
+        ident = self._ident = threading.get_ident()
         self._outer = _regions.get(ident)
         region = self._region = _regions[ident] = _Region(self._seconds)
         if self._seconds is not None:
@@ -102,22 +102,22 @@ class Interruptible:
 
     def __exit__(self, *raised: object) -> None:
         try:
-            _leave(self._region)
+            # Nearly always nobody has taken it.
+            self._region.tokens.pop()
+        except IndexError:
+            _wait_for_arrival(self._region)
         finally:
             if self._outer is None:
-                del _regions[threading.get_ident()]
+                del _regions[self._ident]
             else:
-                _regions[threading.get_ident()] = self._outer
+                _regions[self._ident] = self._outer
 
 
-def _leave(region: _Region) -> None:
-    try:
-        region.tokens.pop()
-    except IndexError:
-        # It is on its way, and must not arrive in what comes afterwards.
-        with contextlib.suppress(_TimeIsOver, _Killed):
-            while not region.has_arrived:
-                time.sleep(0.0005)
+def _wait_for_arrival(region: _Region) -> None:
+    """Let what is on its way arrive here, and not in what comes afterwards."""
+    with contextlib.suppress(_TimeIsOver, _Killed):
+        while not region.has_arrived:
+            time.sleep(0.0005)
 
 
 def kill(ident: int) -> bool:

@@ -68,7 +68,7 @@ def new_id() -> str:
 
 def is_queue(name: str) -> bool:
     """May a queue be called so?"""
-    return re.fullmatch(r"[^\s{},=]{1,100}", name) is not None
+    return re.fullmatch(r"[^\s{},=:]{1,100}", name) is not None
 
 
 class Job(NamedTuple):

@@ -121,8 +121,8 @@ class Options:
     def _check_queue(self) -> None:
         if self.queue is not None and not (isinstance(self.queue, str) and is_queue(self.queue)):
             raise InvalidTask(
-                "queue= takes a name of up to 100 characters, none of them a space, a comma, an "
-                f"equals sign or a brace, not {self.queue!r}"
+                "queue= takes a name of up to 100 characters, none of them a space or one of "
+                f",=:{{}}, not {self.queue!r}"
             )
         if self.lease is not None:
             self._set("lease", seconds(self.lease, "lease"))

@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha1
-from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
@@ -21,9 +19,9 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
+from uwsgi_tasks.redis.script import Reply, Script, Word
 
-Word = str | bytes | int | float
-Reply = Any
+__all__ = ["Client", "Reply", "Script", "Waiter", "Word"]
 
 _DEFAULTS = {"socket_connect_timeout": 5.0, "socket_timeout": 15.0}
 """Seconds; the URL may say otherwise, as in ``?socket_timeout=5``."""
@@ -36,7 +34,6 @@ _SILENT = 5.0
 """Seconds more, after which a question that was not answered is taken to be lost."""
 _FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 """The second is none of the first."""
-_ANY_COMMAND = "return redis.call(unpack(ARGV))"
 _SINGLE = {"redis", "rediss", "unix", "valkey", "valkeys"}
 _MANY = {"sentinel": 26379, "cluster": 6379}
 """The kinds of several servers, and where they listen by default."""
@@ -46,20 +43,7 @@ _EXAMPLES = (
 )
 
 
-class Script:
-    """A Lua script, one atomic step; its text opens with the keys that it touches."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    @classmethod
-    def load(cls, name: str) -> Script:
-        """Return the script in the file *name* beside this module."""
-        return cls((Path(__file__).parent / name).read_text())
-
-
-_ANYTHING = Script(_ANY_COMMAND)
+_ANYTHING = Script("any command", "return redis.call(unpack(ARGV))")
 
 
 @dataclass(frozen=True, kw_only=True)

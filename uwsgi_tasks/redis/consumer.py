@@ -37,6 +37,8 @@ _STUCK = 0.1
 """Seconds after which what was claimed ahead, and nobody gets to, is given back."""
 _TICK = 0.02
 """Seconds between two looks at what runs, while anything does."""
+_DOZE = 0.25
+"""The same while nothing does."""
 _LOOK = 1.0
 """Seconds between two questions whether what runs is to be killed."""
 _SHARE = 3
@@ -108,7 +110,7 @@ class Consumer:
         self._lead = threading.Lock()
         self._idle: set[int] = set()
         self._waiter = queues.waiter(self._names)
-        self._active = threading.Event()
+        self._hurry = threading.Event()
         self._stopping = False
         self._stop_by = float("inf")
         self._over = threading.Event()
@@ -118,8 +120,8 @@ class Consumer:
         self._pause = _FIRST_PAUSE
         self.is_recycled = False
         """Has it stopped because it has run as much as it may?"""
-        self.ran = 0
-        """Attempts that were made."""
+        # Of each thread its own: a sum that several add to would lose some.
+        self._ran = [0] * consuming.threads
 
     # ---- from outside -----------------------------------------------------------------------
 
@@ -150,7 +152,7 @@ class Consumer:
                 while thread.is_alive():
                     thread.join(_IDLE)
         self._over.set()
-        self._active.set()
+        self._hurry.set()
         keeper.join()
         self._waiter.close()
 
@@ -159,8 +161,13 @@ class Consumer:
         grace = self._consuming.grace if grace is None else grace
         self._stop_by = min(self._stop_by, time.monotonic() + grace)
         self._stopping = True
-        self._active.set()
+        self._hurry.set()
         self._waiter.wake()
+
+    @property
+    def ran(self) -> int:
+        """Attempts that were made."""
+        return sum(self._ran)
 
     @property
     def is_healthy(self) -> bool:
@@ -215,13 +222,11 @@ class Consumer:
     # ---- threads that run jobs --------------------------------------------------------------
 
     def _work(self, number: int) -> None:
-        ident, running, active = threading.get_ident(), self._running, self._active
+        ident, running = threading.get_ident(), self._running
         while (held := self._next()) is not None:
             held.ident = ident
             began = held.since = time.monotonic()
             running[number] = held
-            if not active.is_set():
-                active.set()
             try:
                 self._perform(held)
             # The thread must go on, whatever one job brings about.
@@ -229,7 +234,7 @@ class Consumer:
                 self._fail(held, error)
             running[number] = None
             self._mean += (time.monotonic() - began - self._mean) * _WEIGHT
-            self.ran += 1
+            self._ran[number] += 1
             if self._consuming.max_jobs and self.ran >= self._consuming.max_jobs:
                 self._recycle(f"{self.ran} jobs")
 
@@ -499,9 +504,8 @@ class Consumer:
     def _keep(self) -> None:
         looked_at = time.monotonic()
         while not self._over.is_set():
-            if not self._active.wait(_IDLE):
-                self._announce()
-                continue
+            # Not woken by who begins a job: it would have to wait for us, and most are short.
+            self._hurry.wait(_DOZE if self._is_idle() else _TICK)
             try:
                 now = time.monotonic()
                 self._renew(now, look=now > looked_at + _LOOK)
@@ -514,11 +518,8 @@ class Consumer:
                 log.exception("the leases of what runs could not be looked after")
             self._announce()
             self._check_end()
-            if self._is_idle() and not self._stopping:
-                self._active.clear()
-                if not self._is_idle():
-                    self._active.set()
-            self._over.wait(_TICK)
+            if self._stopping and not self._over.is_set():
+                self._over.wait(_TICK)
         try:
             self._flush()
             self._tidy(time.monotonic())

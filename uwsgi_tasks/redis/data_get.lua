@@ -2,18 +2,18 @@
 --
 -- KEYS[1] = B, the queue's name: {P:data:NAME}, or {P:data:NAME}:dead of its dead items
 --   B:waiting       list of entries, the next to be given out first; what each is, says data_put
---   B:held          hash of the entries that were given out, by receipt: the head of the entry as
---                   it was given out, "ID.GIVEN.USED.ATTEMPTS.KEEP[.MORE]". GIVEN is a fence: it
---                   rises with each reader. USED counts what ATTEMPTS limits (0: no limit). KEEP
---                   is 1 where an item that has used them up becomes a dead one, else 0. MORE, of
---                   a dead one, is DIED.TIMES.QUEUE: when (in microseconds), after how many, whose
+--   B:held          hash of the entries that were given out, by receipt, which is
+--                   "ID.USED.ATTEMPTS.KEEP.TOKEN[.MORE]". USED counts what ATTEMPTS limits (0: no
+--                   limit). KEEP is 1 where an item that has used them up becomes a dead one, else
+--                   0. TOKEN is its reader's, and nobody else's. MORE, of a dead one, is
+--                   DIED.TIMES.QUEUE: when (in microseconds), how often given out, where
 --   B:leases        sorted set of the receipts, by the end of their lease, in microseconds
 --   B:delayed       sorted set of entries, by when they are due, in microseconds
 --   B:wake          list of at most one token: who waits for items looks again
 --   B:taken         how many have left B:waiting at its head since it was last empty
 --   B:dead:waiting, B:dead:wake, B:dead:leases: those of the dead items
 -- ARGV: how many (0: only let them join), the lease in microseconds (0: they are removed),
---       ".ATTEMPTS.KEEP", NAME
+--       ".ATTEMPTS.KEEP.TOKEN", NAME
 -- Returns: is there more to join? In how many microseconds is the next one due, or back (-1: none)?
 --          Are there dead ones? The ids of dropped ones, the receipts, and the entries as they were
 
@@ -44,8 +44,7 @@ local function return_items(receipts, dropped)
     local entries = redis.call('HMGET', held, unpack(receipts))
     local back, buried = {}, {}
     for i, receipt in ipairs(receipts) do
-        local id, given, used, attempts, keep =
-            match(receipt, '^(%w+)%.(%d+)%.(%d+)%.(%d+)%.(%d)')
+        local id, used, attempts, keep = match(receipt, '^(%w+)%.(%d+)%.(%d+)%.(%d)')
         local entry = entries[i]
         -- Without its entry there is nothing to return: Redis was told to evict what it keeps.
         local payload = entry and sub(entry, (find(entry, ' ', 1, true)))
@@ -53,7 +52,7 @@ local function return_items(receipts, dropped)
             back[#back + 1] = receipt .. payload
         elseif payload and keep == '1' then
             local more = text_of(now) .. '.' .. used .. '.' .. name
-            buried[#buried + 1] = id .. '.' .. given .. '.0.0.0.' .. more .. payload
+            buried[#buried + 1] = id .. '.0.0.0.0.' .. more .. payload
         else
             dropped[#dropped + 1] = id
         end
@@ -73,11 +72,11 @@ end
 local function receipt_of(entry)
     local id = match(entry, '^(%w+) ')
     if id then
-        return id .. '.1.1' .. policy
+        return id .. '.1' .. policy
     end
-    local given, used, more
-    id, given, used, more = match(entry, '^(%w+)%.(%d+)%.(%d+)%.%d+%.%d(%S*) ')
-    return id and id .. '.' .. (given + 1) .. '.' .. (used + 1) .. policy .. more
+    local used, more
+    id, used, more = match(entry, '^(%w+)%.(%d+)%.%d+%.%d%.%w+(%S*) ')
+    return id and id .. '.' .. (used + 1) .. policy .. more
 end
 
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, LIMIT)
@@ -102,7 +101,7 @@ if #got > 0 then
         if not receipt then
             -- Another program has put it without an id.
             local id = 'x' .. text_of(now) .. 'x' .. i
-            receipt, got[i] = id .. '.1.1' .. policy, id .. ' ' .. entry
+            receipt, got[i] = id .. '.1' .. policy, id .. ' ' .. entry
         end
         receipts[i] = receipt
         if lease > 0 then

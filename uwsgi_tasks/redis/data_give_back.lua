@@ -24,9 +24,9 @@ local back, dues, lost = {}, {}, {}
 for i = #ARGV, 2, -1 do
     local receipt, entry = ARGV[i], entries[i - 1]
     if entry then
-        local id, given, used, rest = string.match(receipt, '^(%w+)%.(%d+)%.(%d+)(%S*)$')
+        local id, used, rest = string.match(receipt, '^(%w+)%.(%d+)(%S*)$')
         local payload = string.sub(entry, (string.find(entry, ' ', 1, true)))
-        back[#back + 1] = id .. '.' .. given .. '.' .. (used - 1) .. rest .. payload
+        back[#back + 1] = id .. '.' .. (used - 1) .. rest .. payload
         dues[#dues + 1] = due
         dues[#dues + 1] = back[#back]
     else

@@ -15,7 +15,7 @@ local base, state, cursor, size = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- The head of an entry with its space; none, if another program has put it without an id.
 local function head_of(entry)
     return string.match(entry, '^%w+ ')
-        or string.match(entry, '^%w+%.%d+%.%d+%.%d+%.%d%S* ')
+        or string.match(entry, '^%w+%.%d+%.%d+%.%d%.%w+%S* ')
         or ''
 end
 

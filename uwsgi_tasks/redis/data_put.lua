@@ -2,7 +2,7 @@
 --
 -- KEYS[1] = B, the queue's name: {P:data:NAME}, or {P:data:NAME}:dead of its dead items
 --   B:waiting  list of entries, the next to be given out first. An entry is "ID JSON"; one that
---              was given out before is "ID.GIVEN.USED.ATTEMPTS.KEEP[.MORE] JSON"
+--              was given out before is "ID.USED.ATTEMPTS.KEEP.TOKEN[.MORE] JSON": see data_get
 --   B:delayed  sorted set of entries, by when they are due, in microseconds
 --   B:wake     list of at most one token: who waits for items looks again
 -- ARGV: the delay in microseconds, then the entries

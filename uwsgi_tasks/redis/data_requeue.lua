@@ -41,10 +41,9 @@ end
 
 local fresh, ids = {}, {}
 for i, entry in ipairs(entries) do
-    -- GIVEN stays: whoever held it in its first life must not hold it in its second.
-    local id, given, payload = string.match(entry, '^(%w+)%.(%d+)%.%S*( .*)$')
-    fresh[i] = id and id .. '.' .. given .. '.0.0.0' .. payload or entry
-    ids[i] = id or ''
+    local id = string.match(entry, '^%w+') or ''
+    fresh[i] = id .. string.sub(entry, (string.find(entry, ' ', 1, true)))
+    ids[i] = id
 end
 if #fresh > 0 then
     redis.call('RPUSH', base .. ':waiting', unpack(fresh))

@@ -117,10 +117,12 @@ class Queues:
         self.note(queue)
         head = (
             "" if at is None else _milliseconds(at),
-            LEAST if priority is None else priority,
+            # One beyond it, as a spooler's may be, has no list that anybody serves.
+            LEAST if priority is None else min(priority, LEAST),
             "" if lease == LEASE else _milliseconds(lease),
         )
-        self.client.run(self._SUBMIT, (self.root(queue),), (*head, *jobs))
+        words = [_raw(word) if isinstance(word, str) else word for word in jobs]
+        self.client.run(self._SUBMIT, (self.root(queue),), (*head, *words))
 
     def note(self, queue: str) -> None:
         """Have all others know of *queue*."""
@@ -131,7 +133,8 @@ class Queues:
     def names(self) -> list[str]:
         """Return the queues that are known, by name."""
         return sorted(
-            name.decode() for name in self.client.call("SMEMBERS", f"{self.prefix}:queues")
+            name.decode(errors="replace")
+            for name in self.client.call("SMEMBERS", f"{self.prefix}:queues")
         )
 
     # ---- the way out ------------------------------------------------------------------------
@@ -166,10 +169,10 @@ class Queues:
         lost, flat, wait = self.client.run(self._STEP, roots, words)
         key = token.encode()
         claims = [
-            Claim(places[number], id_.decode(), key, payload, crashes, lease / 1000)
+            Claim(places[number], _text(id_), key, payload, crashes, lease / 1000)
             for number, id_, payload, crashes, lease in _rows(flat, 5)
         ]
-        return Step([one.decode() for one in lost], claims, None if wait < 0 else wait / 1000)
+        return Step([_text(one) for one in lost], claims, None if wait < 0 else wait / 1000)
 
     def touch(self, claims: Sequence[Claim]) -> list[int]:
         """Extend the leases of jobs of one queue by their length, from now.
@@ -178,7 +181,7 @@ class Queues:
         """
         words: list[str | bytes | int] = []
         for claim in claims:
-            words += claim.id, claim.token, _milliseconds(claim.lease)
+            words += _raw(claim.id), claim.token, _milliseconds(claim.lease)
         found: list[int] = self.client.run(self._TOUCH, (self.root(claims[0].queue),), words)
         return found
 
@@ -192,7 +195,7 @@ class Queues:
         """
         words: list[str | bytes | int] = [_milliseconds(delay), "unknown" if unknown else ""]
         for claim in claims:
-            words += claim.id, claim.token
+            words += _raw(claim.id), claim.token
         found = self.client.run(self._RELEASE, (self.root(claims[0].queue),), words)
         return [each / 1000 for each in found]
 
@@ -210,16 +213,16 @@ class Queues:
     def find(self, id: str, queues: Sequence[str] | None = None) -> Standing | None:  # noqa: A002
         """Return where a job stands, in any queue, or in one of *queues*."""
         for queue in self.names() if queues is None else queues:
-            for found in self._standings(queue, [id]):
+            for found in self._standings(queue, [_raw(id)]):
                 return found
         return None
 
-    def _standings(self, queue: str, ids: Sequence[str | bytes]) -> Iterator[Standing]:
+    def _standings(self, queue: str, ids: Sequence[bytes]) -> Iterator[Standing]:
         flat = self.client.run(self._FIND, (self.root(queue),), ids) if ids else []
         for id_, payload, token, at, progress, stop, option in _rows(flat, 7):
             yield Standing(
                 queue=queue,
-                id=id_.decode(),
+                id=_text(id_),
                 payload=payload,
                 token=token.rstrip(b"!"),
                 at=float(at) / 1000 if at else None,
@@ -256,7 +259,7 @@ class Queues:
         Returns whether it runs, and what it was.
         """
         for queue in self.names():
-            found = self.client.run(self._CANCEL, (self.root(queue),), (id, int(stop)))
+            found = self.client.run(self._CANCEL, (self.root(queue),), (_raw(id), int(stop)))
             if found is not None:
                 runs, payload = found
                 return bool(runs), Standing(queue, id, payload, b"", None, "", stop, LEAST)
@@ -265,11 +268,11 @@ class Queues:
     def forget(self, id: str) -> None:  # noqa: A002
         """Forget a job, whatever it is doing, for it is to be submitted again."""
         for queue in self.names():
-            self.client.run(self._FORGET, (self.root(queue),), (id,))
+            self.client.run(self._FORGET, (self.root(queue),), (_raw(id),))
 
     def progress(self, queue: str, id: str, progress: str = "") -> int:  # noqa: A002
         """Note how far a running job has come; return what it was asked for, as a `Stop`."""
-        found: int = self.client.run(self._PROGRESS, (self.root(queue),), (id, progress))
+        found: int = self.client.run(self._PROGRESS, (self.root(queue),), (_raw(id), progress))
         return found
 
     def sizes(self, queue: str) -> Sizes:
@@ -287,12 +290,21 @@ def _said(ends: Sequence[End]) -> list[str | bytes | int]:
     over = [end for end in ends if end.following is None]
     words: list[str | bytes | int] = [len(over), len(ends) - len(over)]
     for end in over:
-        words += end.id, end.token
+        words += _raw(end.id), end.token
     for end in ends:
         if end.following is not None:
             at = "" if end.at is None else _milliseconds(end.at)
-            words += end.id, end.token, end.following, at
+            words += _raw(end.id), end.token, end.following, at
     return words
+
+
+def _text(id: bytes) -> str:  # noqa: A002  a job's
+    # Another program may call a job what it likes.
+    return id.decode("utf-8", "surrogateescape")
+
+
+def _raw(id: str) -> bytes:  # noqa: A002  a job's
+    return id.encode("utf-8", "surrogateescape")
 
 
 def _milliseconds(seconds: float) -> int:
