@@ -20,6 +20,7 @@ from uwsgi_tasks.dead_letters import DeadLetters
 from uwsgi_tasks.errors import (
     ConfigurationError,
     InvalidTask,
+    StoreError,
     TaskNotFound,
 )
 from uwsgi_tasks.executors import Consumer, Consuming, Executor, load
@@ -328,6 +329,9 @@ class App:
         found = self.executor(executor)
         if not found.ready():
             raise ConfigurationError(found.missing() or f"nothing can be taken from {executor}")
+        # Where the store is away, somebody does so later.
+        with contextlib.suppress(StoreError, OSError):
+            self._keeping.adopt_counts()
         return found.consume(consuming, sorted(self.tasks))
 
     def _build(self, name: str) -> Executor:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from zlib import crc32
 
 from uwsgi_tasks.errors import ConfigurationError
 from uwsgi_tasks.executors.spooler import SpoolerExecutor
@@ -40,13 +41,18 @@ class Keeping:
         self._connecting: dict[int, threading.Lock] = {}
 
     @property
+    def is_default(self) -> bool:
+        """Does no setting name a store?"""
+        settings = self._settings()
+        return settings.store is None and settings.redis is None
+
+    @property
     def is_near(self) -> bool:
         """Is the store in use here, or was it asked for?
 
         Else counting would load SQLAlchemy into each process, for nothing but that.
         """
-        settings = self._settings()
-        return bool(self.stores) or settings.store is not None or settings.redis is not None
+        return bool(self.stores) or not self.is_default
 
     @property
     def store(self) -> Store:
@@ -99,18 +105,29 @@ class Keeping:
 
     def counts_folder(self) -> Path | None:
         """Return where this process counts what it runs; None where nobody would look."""
-        directories = self._spooler.directories()
-        if not directories or (self._settings().store is None and find_spec("sqlalchemy") is None):
+        directories, settings = self._spooler.directories(), self._settings()
+        if settings.redis is not None and not directories:
+            # Of each store its own: what was counted goes there.
+            store = f"{settings.store or settings.redis} {settings.namespace}"
+            folder = _private_folder() / f"running-{crc32(store.encode()):08x}"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            return folder
+        if not directories or (self.is_default and find_spec("sqlalchemy") is None):
             return None
         return Path(directories[0]) / "running"
+
+    def adopt_counts(self) -> None:
+        """Take into the store what processes have counted that have ended. Raises StoreError."""
+        folder = self.counts_folder()
+        if folder is not None:
+            take_over(folder, self.store.count)
 
     def stats(
         self, since: float, until: float | None = None, task: str | None = None
     ) -> list[Count]:
         """Return the store's counts, and those that processes have not handed over."""
+        self.adopt_counts()
         folder = self.counts_folder()
-        if folder is not None:
-            take_over(folder, self.store.count)
         fresh = [] if folder is None else unsaved(folder)
         first = since // 60 * 60
         counts = self.store.counts(first, until, task) + [

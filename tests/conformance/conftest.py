@@ -1,6 +1,7 @@
 """Every executor, with a uWSGI that carries its bytes inside the test, and every store."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -333,7 +334,6 @@ class Redis(Carrier):
     executor = "redis"
     fixture = "redis_server"
     moves = False
-    counts = False
     serializer = "pickle"
     lacks: ClassVar[dict[str, str]] = {
         "test_a_job_runs_in_the_directory_of_its_caller": "several jobs run at a time, in one",
@@ -377,6 +377,9 @@ class Redis(Carrier):
 
     def left(self):
         return self.app.executor("redis").count()
+
+    def stop(self):
+        shutil.rmtree(self.app._keeping.counts_folder())
 
 
 class RedisInJson(Redis):
