@@ -320,7 +320,7 @@ class App:
 
     def _tracking(self) -> Sequence[Executor]:
         """Return the executors that can tell what waits and what runs."""
-        if self._read_settings().redis is not None:
+        if self._read_settings().has_redis:
             self.executor(TaskExecutor.REDIS)
         return [one for one in tuple(self._executors.values()) if one.tracks or one is self._thread]
 
@@ -364,6 +364,7 @@ class App:
                     asked,
                     self._onion.open,
                     executor.extend,
+                    executor.holds,
                 ),
                 tasks=self.tasks,
                 find=self.find,
@@ -470,6 +471,10 @@ class App:
             if left is None or left > 0:
                 found += executor.standings(left, running=running, where=where)
         return found
+
+    def standing(self, id: str) -> Standing | None:  # noqa: A002
+        """Return where a job stands that waits or runs; None if it does neither."""
+        return self._tracker.standing(id)
 
     def read(self, id: str) -> Job | None:  # noqa: A002
         """Return a job that waits or runs, to look at; None if it does neither.

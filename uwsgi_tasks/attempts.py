@@ -18,6 +18,7 @@ from uwsgi_tasks import codec, log_lines
 from uwsgi_tasks.current import CurrentTask, Surroundings, alone, current_task
 from uwsgi_tasks.errors import (
     DecodeError,
+    LeaseLost,
     NotKept,
     TaskCancelled,
     TaskNotFound,
@@ -333,6 +334,8 @@ class Worker:
         *,
         bury: bool,
     ) -> tuple[Result, Job | None]:
+        if isinstance(error, LeaseLost) or not self._surroundings.holds(job):
+            return self._leave_to_others(job, error)
         now = time.time()
         # Whatever it has made of the exception by which it was ended.
         if error is not None and self._surroundings.asked(job) is Stop.KILL:
@@ -357,6 +360,16 @@ class Worker:
             kept = result if verdict.state is not State.SUCCEEDED else replace(result, error=None)
             self._ledger.ends(job, self._executor, kept, trace=trace, started_at=began)
         return result, verdict.following
+
+    def _leave_to_others(self, job: Job, error: BaseException | None) -> tuple[Result, Job | None]:
+        """Leave no trace of an attempt at a job that somebody else has by now."""
+        log.warning(
+            "%s has ended after its lease was over: what came of it counts for nothing, for "
+            "another worker has it",
+            log_lines.one_line(job),
+            extra=log_lines.of(job, self._executor),
+        )
+        return Result(state=State.RUNNING, attempt=job.attempt, error=error), None
 
     def _report(self, job: Job, verdict: Verdict, error: BaseException | None) -> None:
         """Say in the log what follows, unless the job has succeeded or failed."""

@@ -36,6 +36,7 @@ class Surroundings:
     asked: Callable[[Job], Stop] = lambda _job: Stop.NOT
     fixtures: Callable[[], Fixtures] = lambda: Fixtures({})
     extend: Callable[[Job], None] = lambda _job: None
+    holds: Callable[[Job], bool] = lambda _job: True
 
 
 class CurrentTask:

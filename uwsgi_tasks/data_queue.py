@@ -194,9 +194,7 @@ class DataQueue:
             raise InvalidTask(f"put() takes a list of items, not {type(items).__name__}: [item]")
         wait = _micros(delay, "delay")
         texts = _encoded(items, self.name)
-        # Not a counter of Redis: one that has lost its memory would give ids anew.
-        prefix = _token(9)
-        ids = [f"{prefix}{number:x}" for number in range(len(texts))]
+        ids = _new_ids(len(texts))
         entries = _entries(ids, texts)
         for start in range(0, len(entries), _MOST):
             try:
@@ -234,7 +232,7 @@ class DataQueue:
                 found, pause = self._take(n, held)
         finally:
             # Not kept: its question stays open, and would take the token of another who waits.
-            waiter.close()
+            pass
         return found
 
     def _take(self, n: int, lease: int) -> tuple[dict[ItemId, Any], float]:
@@ -295,8 +293,7 @@ class DataQueue:
         They are the first to be given out then, and no attempt is used up. If they *failed*, one
         is, as if their lease had ended, and they are the last.
         """
-        micros = _micros(delay, "delay")
-        return self._place.settle(_REFRESH if failed else _GIVE_BACK, items, micros)
+        return self._place.settle(_GIVE_BACK, items, _micros(delay, "delay"), int(failed))
 
     # ---- dead items -------------------------------------------------------------------------
 
@@ -442,6 +439,13 @@ def _check_name(name: object) -> None:
 def _token(size: int) -> str:
     """Return letters and digits, as many as stand for *size* bytes, that nobody has had before."""
     return b64encode(os.urandom(size), b"ab").decode()
+
+
+def _new_ids(size: int) -> list[str]:
+    # Not by a counter of Redis: one that has lost its memory would give them anew. In the order
+    # of texts, too: so Redis orders those that are due in the same moment.
+    pattern = f"{_token(9)}%0{len(f'{size:x}')}x"
+    return [pattern % number for number in range(size)]
 
 
 def _micros(value: Seconds, name: str) -> int:

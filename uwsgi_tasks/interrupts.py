@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import signal
 import threading
 import time
 
@@ -71,7 +72,8 @@ def _arrived() -> _Region | None:
 def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
     """Have *kind* raised in a thread, between two steps of Python code; False if it has left.
 
-    A call of C code, such as a wait for the network, ends first.
+    A call of C code, such as a wait for the network, ends first; but for those of the main thread,
+    if it has called `listen`.
     """
     try:
         region.tokens.pop()
@@ -79,7 +81,16 @@ def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
         return False
     region.has_arrived = False
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
+    if ident == threading.main_thread().ident and callable(signal.getsignal(signal.SIGALRM)):
+        # There, a signal ends what the thread waits for; its handler is where this is raised.
+        signal.pthread_kill(ident, signal.SIGALRM)
     return True
+
+
+def listen() -> None:
+    """Let the main thread, which calls this, be interrupted also while it waits for something."""
+    if not callable(signal.getsignal(signal.SIGALRM)):
+        signal.signal(signal.SIGALRM, lambda _number, _frame: None)
 
 
 class Interruptible:

@@ -13,18 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
-RELOAD = signal.SIGUSR1
-"""What tells the parent to start all of it anew."""
-STACKS = signal.SIGUSR2
-"""What has a process show what it is doing."""
 AGAIN = 0.5
 """Seconds within which a signal that comes twice is one: a shell, or a service manager, tells a
 whole group of processes, and those among them that pass it on tell each other."""
+STACKS = signal.SIGUSR2
+"""What has a process show what it is doing."""
+_RELOAD = 0
+"""What we tell ourselves; no signal has this number."""
 _KILLED = 1
 """What we end with when we are told twice, or had to kill."""
 _BRIEF = 2.0
@@ -39,56 +38,6 @@ def ends() -> list[signal.Signals]:
     """Return what tells this process to end; nohup keeps SIGHUP from it."""
     found = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
     return [each for each in found if signal.getsignal(each) is not signal.SIG_IGN]
-
-
-class Ears:
-    """Hears signals meanwhile, whichever thread they come to; for the main thread."""
-
-    def __init__(self) -> None:
-        self.ends = ends()
-        """Those that tell this process to end."""
-
-    def __enter__(self) -> Self:
-        self._hears, self._tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._tells, warn_on_full_buffer=False)
-        for number in self._numbers():
-            signal.signal(number, lambda *_: None)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Hear nothing more; what comes from now on does what it does to any process."""
-        for number in self._numbers():
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        os.close(self._hears)
-        os.close(self._tells)
-
-    def _numbers(self) -> list[signal.Signals]:
-        return [*self.ends, RELOAD, STACKS, signal.SIGCHLD]
-
-    def wait(self, seconds: float) -> bytes:
-        """Return the numbers of the signals that have come; wait for the first of them."""
-        select.select([self._hears], [], [], None if seconds == float("inf") else max(0.0, seconds))
-        with contextlib.suppress(BlockingIOError):
-            return os.read(self._hears, 1000)
-        return b""
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hear later what comes meanwhile to this thread."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers())
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -115,52 +64,94 @@ class Processes:
         self._work, self._grace = work, grace
         # Shared with the forks: of each the time at which it was well.
         self._signs = memoryview(mmap.mmap(-1, 8 * number)).cast("d")
+        self._ends = ends()
+        # Not by waiting for signals: a thread of somebody else may get them.
+        self._hears, self._tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._told_at: float | None = None
         self._kill_at = float("inf")
         self._code = 0
         self.is_to_reload = False
-        """Was this process told to start anew?"""
+        """Has it ended in order to start anew?"""
 
-    def run(self, ears: Ears) -> int:
-        """Start them, and replace those that end, until we are told to; return our exit code."""
-        while True:
-            self._reap()
-            if self._is_ending and not any(child.pid for child in self._children):
-                return self._code
-            if not self._is_ending:
-                self._start_due(ears)
-            for number in ears.wait(self._next_due() - time.monotonic()):
-                if number in ears.ends and self._is_told_again():
-                    self._tell(signal.SIGKILL)
-                    return _KILLED
-                self._heed(number, ears)
-            if time.monotonic() >= self._kill_at:
-                self._kill_at = float("inf")
-                self._code = _KILLED
-                self._tell(signal.SIGKILL)
+    # ---- from outside -----------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start them, and replace those that end, until we are told to; return our exit code.
+
+        For the main thread.
+        """
+        signal.set_wakeup_fd(self._tells, warn_on_full_buffer=False)
+        for number in self._heeded:
+            signal.signal(number, lambda *_: None)
+        self._keep()
+        self._forget_signals()
+        if any(number in self._ends for number in self._heard()):
+            self.is_to_reload = False
+        return self._code
+
+    def reload(self) -> None:
+        """Have all of them end, and `run` return, so that all is started anew; for any thread."""
+        os.write(self._tells, bytes([_RELOAD]))
 
     @property
     def are_well(self) -> bool:
         """Has each of them given a sign of life of late?"""
         return all(time.monotonic() - sign < _FRESH for sign in self._signs)
 
+    # ---- what we are told -------------------------------------------------------------------
+
+    @property
+    def _heeded(self) -> list[signal.Signals]:
+        return [*self._ends, STACKS, signal.SIGCHLD]
+
     @property
     def _is_ending(self) -> bool:
         return self.is_to_reload or self._told_at is not None
 
-    def _is_told_again(self) -> bool:
-        return self._told_at is not None and time.monotonic() > self._told_at + AGAIN
+    def _keep(self) -> None:
+        while True:
+            self._reap()
+            if self._is_ending and not any(child.pid for child in self._children):
+                return
+            self._start_due()
+            left = self._next_due() - time.monotonic()
+            select.select([self._hears], [], [], None if left == float("inf") else max(0.0, left))
+            for number in self._heard():
+                self._heed(number)
+            if time.monotonic() >= self._kill_at:
+                self._kill()
 
-    def _heed(self, number: int, ears: Ears) -> None:
+    def _heard(self) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._hears, 1000)
+        return b""
+
+    def _heed(self, number: int) -> None:
+        now = time.monotonic()
         if number == STACKS:
             self._tell(STACKS)
-        elif number in ears.ends or number == RELOAD:
+        elif number in self._ends and self._told_at is not None:
+            if now > self._told_at + AGAIN:
+                self._kill()
+        elif number in self._ends or number == _RELOAD:
             if not self._is_ending:
-                self._kill_at = time.monotonic() + self._grace
+                self._kill_at = now + self._grace
                 self._tell(signal.SIGTERM)
-            if number != RELOAD:
-                self._told_at = self._told_at or time.monotonic()
+            if number != _RELOAD:
+                self._told_at = now
             self.is_to_reload = self._told_at is None
+
+    def _kill(self) -> None:
+        self._kill_at = float("inf")
+        self._code = _KILLED
+        self._tell(signal.SIGKILL)
+
+    def _forget_signals(self) -> None:
+        for number in self._heeded:
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+
+    # ---- the processes ----------------------------------------------------------------------
 
     def _next_due(self) -> float:
         dues = [child.due for child in self._children if not (child.pid or self._is_ending)]
@@ -172,32 +163,38 @@ class Processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 
-    def _start_due(self, ears: Ears) -> None:
+    def _start_due(self) -> None:
         for child in self._children:
-            if not child.pid and time.monotonic() >= child.due:
-                self._start(child, ears)
+            if not (child.pid or self._is_ending) and time.monotonic() >= child.due:
+                self._start(child)
 
-    def _start(self, child: _Child, ears: Ears) -> None:
+    def _start(self, child: _Child) -> None:
         parent = os.getpid()
         child.started_at = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
-        with ears.held():
-            pid = os.fork()
-            if not pid:
-                self._begin(child.number, parent, ears)
-        child.pid = pid
+        # What comes to the fork before it has its own handlers must not tell us.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._heeded)
+        try:
+            child.pid = os.fork()
+        except OSError as error:
+            log.warning("a worker's process could not be started: %s", error)
+            child.due = time.monotonic() + _LONGEST_PAUSE
+        else:
+            if not child.pid:
+                self._begin(child.number, parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _begin(self, number: int, parent: int, ears: Ears) -> None:
+    def _begin(self, number: int, parent: int) -> NoReturn:
         """Do the work of a process that was forked just now, and end it."""
         code = _KILLED
         try:
             # Ctrl-C is for the parent, which tells us.
             os.setpgid(0, 0)
-            ears.forget()
-            # Not for us: it would end us.
-            signal.signal(RELOAD, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            self._forget_signals()
+            # Until somebody listens to it: by itself it would end us.
+            signal.signal(STACKS, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._heeded)
             _die_with(parent)
 
             def is_well() -> None:
@@ -206,7 +203,7 @@ class Processes:
             code = self._work(is_well)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else _KILLED
-        # Whatever it is, it must not run on in a second parent.
+        # Whatever it is: it must not go on as a second parent.
         except BaseException:
             log.exception("a worker's process failed")
         finally:

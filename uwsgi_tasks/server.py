@@ -37,6 +37,8 @@ INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 """What a handler of a signal raises in the main thread, to end the process."""
 
 _MULES = 256
+_LISTENS, _WORKS = 1, 2
+"""What is known of a mule: it waits for messages, or it runs a program that does not."""
 _SIGNALS = 256
 _START = 10.0
 """Seconds that a server may take until its mules are there."""
@@ -64,7 +66,7 @@ class Server:
         """Does this process belong to a uWSGI server?"""
         self._hooks: dict[str, Callable[..., Any]] = {}
         self._mules = mmap.mmap(-1, _MULES)
-        """One byte a mule, shared with every fork: has it started with our hooks?"""
+        """One byte a mule, shared with every fork; 0 where none has started with our hooks."""
         self._on_fork: Callable[[], None] = lambda: None
         self._pid = 0
         self._pids: list[tuple[bytes, int]] = []
@@ -258,10 +260,16 @@ class Server:
             )
 
     def mule_started(self, number: int = 0) -> bool:
-        """Has mule *number* (0: any of them) started with our hook?"""
+        """Has mule *number* (0: any of them) started with our hook, and does it hear us?"""
         if number >= _MULES:
             return False
-        return bool(self._mules[number]) if number else any(self._mules[:])
+        return self._mules[number] == _LISTENS if number else _LISTENS in self._mules[:]
+
+    def take_no_messages(self) -> None:
+        """Note that this mule runs a program of its own, which reads none."""
+        number = self._uwsgi.mule_id() if self.present else 0
+        if 0 < number < _MULES:
+            self._mules[number] = _WORKS
 
     def mule_message(self, message: bytes, target: int | str | None) -> None:
         """Send *message* to a mule, a farm (by name), or any mule. Raises SubmitError."""
@@ -273,12 +281,7 @@ class Server:
         # uWSGI does not check the number: a wrong one ends the process.
         number = target if isinstance(target, int) else 0
         if not self._wait_for_mule(number):
-            raise SubmitError(
-                f"there is no mule {number}: add 'mules = {number}' to the configuration of uWSGI"
-                if number and (self.mule_started() or self.role == "master")
-                else "no mule has loaded uwsgi_tasks: declare the task in a module that uWSGI "
-                "loads before it forks; with lazy-apps, name that module in 'shared-import'"
-            )
+            raise SubmitError(self._why_no_mule(number))
         where = target.encode() if isinstance(target, str) else target or 0
         try:
             sent = self._uwsgi.mule_msg(message, where)
@@ -292,9 +295,26 @@ class Server:
                 "'mule-msg-size = 1000000', or use the spooler"
             )
 
+    def _why_no_mule(self, number: int) -> str:
+        if _WORKS in (self._mules[number : number + 1] if number else self._mules[:]):
+            return (
+                f"{f'mule {number}' if number else 'every mule'} runs a program of its own, and "
+                "takes no tasks: add 'mules = 1' to the configuration of uWSGI"
+            )
+        if number and (self.mule_started() or self.role == "master"):
+            return (
+                f"there is no mule {number}: add 'mules = {number}' to the configuration of uWSGI"
+            )
+        return (
+            "no mule has loaded uwsgi_tasks: declare the task in a module that uWSGI loads before "
+            "it forks; with lazy-apps, name that module in 'shared-import'"
+        )
+
     def _wait_for_mule(self, number: int) -> bool:
         """Is mule *number* (0: any of them) there? Wait for it while the server is starting."""
         while not self.mule_started(number):
+            if number < _MULES and self._mules[number] == _WORKS:
+                return False
             if self.role == "master":
                 # It forks them after it has loaded the application; what it shows of its options
                 # are as many as there are at least.
@@ -411,8 +431,9 @@ class Server:
             # Whoever took our place between the import and the fork is asked after us.
             self._place()
             number = self._uwsgi.mule_id()
-            if 0 < number < _MULES:
-                self._mules[number] = 1
+            # Started again, it runs the program that it ran before.
+            if 0 < number < _MULES and not self._mules[number]:
+                self._mules[number] = _LISTENS
             self._on_fork()
         # Last: a mule's own loop may hang here, and never return.
         if theirs:

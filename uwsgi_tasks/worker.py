@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,16 +19,19 @@ from typing import NoReturn
 from uwsgi_tasks import default_app
 from uwsgi_tasks.app import App
 from uwsgi_tasks.errors import ConfigurationError
-from uwsgi_tasks.executors import Consumer, Consuming
+from uwsgi_tasks.executors import Consuming
 from uwsgi_tasks.health import answering
 from uwsgi_tasks.model import TaskExecutor
-from uwsgi_tasks.processes import ENDS, RELOAD, Processes, signals_held
+from uwsgi_tasks.processes import AGAIN, STACKS, Processes, ends
 from uwsgi_tasks.settings import parse_queues
+
+log = logging.getLogger(__name__)
 
 _KILLED = 1
 """What a process ends with that was told twice."""
 _SECOND_LOOK = 5.0
 """Seconds that a process has beyond its grace to say what it gives back."""
+_FOREVER = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +47,47 @@ class Plan:
     executor: str = TaskExecutor.REDIS
 
 
+# ---- as a mule --------------------------------------------------------------------------------
+
+
 def main() -> NoReturn:
     """Run jobs from Redis in a mule: ``mule = uwsgi_tasks.worker:main``.
 
-    The settings ``queues`` and ``threads`` say which, and how many at a time.
+    The settings ``queues`` and ``threads`` say which, and how many at a time. What runs when the
+    server stops or reloads has as long as its ``mule-reload-mercy``.
     """
-    settings, mercy = default_app.settings, default_app.server.mercy
-    consuming = Consuming(
-        queues=parse_queues(settings.queues), threads=settings.threads, grace=min(mercy, 3600.0)
-    )
-    _work(default_app, Plan(consuming=consuming))
+    app = default_app
+    app.server.take_no_messages()
+    try:
+        work = _mules_work(app)
+    except ConfigurationError as error:
+        log.critical("this mule runs no jobs: %s", error)
+        # uWSGI would start it again each second, to the same end.
+        while True:
+            time.sleep(_FOREVER)
+    place = app.executor(TaskExecutor.REDIS).place
+    log.info("this mule serves %s of %s", app.settings.queues, place)
+    # uWSGI kills it when it takes too long; and Ctrl-C comes twice: from the terminal, and from it.
+    work.run(alone=False)
     sys.exit(0)
+
+
+def _mules_work(app: App) -> _Work:
+    if not app.tasks:
+        raise ConfigurationError(
+            "no task is declared here: import them where uWSGI forks; with lazy-apps, name their "
+            "module in 'shared-import'"
+        )
+    settings = app.settings
+    consuming = Consuming(
+        queues=parse_queues(settings.queues),
+        threads=settings.threads,
+        grace=min(app.server.mercy, _FOREVER),
+    )
+    return _Work(app, Plan(consuming=consuming))
+
+
+# ---- as a program -----------------------------------------------------------------------------
 
 
 def run(app: App, plan: Plan) -> int:
@@ -62,105 +95,145 @@ def run(app: App, plan: Plan) -> int:
 
     Raises ConfigurationError.
     """
-    if plan.processes == 1 and not plan.reload:
-        with _probed(plan, None) as probed:
-            if _work(app, plan, probed).is_recycled:
-                _start_anew()
-        return 0
-    herd = Processes(
-        plan.processes,
-        lambda is_well: _work_as_child(app, plan, is_well),
-        plan.consuming.grace + _SECOND_LOOK,
-    )
-    with signals_held(), _probed(plan, herd):
-        if plan.reload:
-            _watch(plan.reload)
-        code = herd.run()
-    if herd.is_to_reload and code == 0:
-        _start_anew()
-    return code
+    here = Path.cwd()
+    if plan.processes > 1 or plan.reload:
+        return _run_several(app, plan, here)
+    return _run_alone(app, plan, here)
 
 
-def _start_anew() -> NoReturn:
-    """Become a new process, under the same number."""
-    logging.shutdown()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  itself
+def _run_alone(app: App, plan: Plan, here: Path) -> int:
+    def abandon(code: int) -> NoReturn:
+        if code and not work.is_told:
+            start_anew(here)
+        os._exit(0 if work.is_told else code)
 
-
-class _Probed:
-    """What a probe asks about: the consumer of this process, once there is one."""
-
-    consumer: Consumer | None = None
-
-
-@contextlib.contextmanager
-def _probed(plan: Plan, herd: Processes | None) -> Iterator[_Probed]:
-    found = _Probed()
-
-    def is_well() -> bool:
-        if herd is not None:
-            return herd.are_well
-        return found.consumer is not None and found.consumer.is_healthy
-
-    def facts() -> dict[str, object]:
-        return {"processes": plan.processes, "pid": os.getpid()}
-
-    with answering(plan.health, is_well, facts):
-        yield found
-
-
-def _work_as_child(app: App, plan: Plan, is_well: Callable[[], None]) -> int:
-    found = _Probed()
-
-    def tell() -> None:
-        while True:
-            if found.consumer is not None and found.consumer.is_healthy:
-                is_well()
-            time.sleep(1)
-
-    if plan.health:
-        threading.Thread(target=tell, name="uwsgi_tasks health", daemon=True).start()
-    _work(app, plan, found)
+    # Nobody else starts another process.
+    consuming = replace(plan.consuming, abandon=abandon)
+    work = _Work(app, replace(plan, consuming=consuming))
+    with answering(plan.health, lambda: work.is_well, lambda: _facts(plan)):
+        work.run(alone=True)
+    if work.is_recycled:
+        start_anew(here)
     return 0
 
 
-def _work(app: App, plan: Plan, probed: _Probed | None = None) -> Consumer:
-    """Run jobs in this process, until it is told to end."""
-    consumer = app.consume(plan.consuming, plan.executor)
-    told = 0
+def _run_several(app: App, plan: Plan, here: Path) -> int:
+    """Have forks of this process work."""
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        nonlocal told
-        told += 1
-        if told > 1:
-            # Leases decide what becomes of what runs.
-            os._exit(_KILLED)
-        consumer.stop()
+    def work(is_well: Callable[[], None]) -> int:
+        own = _Work(app, plan)
+        if plan.health:
+            own.tell_each_second(is_well)
+        own.run(alone=False)
+        return 0
 
-    for number in ENDS:
-        signal.signal(number, end)
-    # Where standard error is no file, nobody could read it.
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        faulthandler.register(signal.SIGUSR2, all_threads=True)
-    if probed is not None:
-        probed.consumer = consumer
-    consumer.run()
-    return consumer
+    herd = Processes(plan.processes, work, plan.consuming.grace + _SECOND_LOOK)
+    if plan.reload:
+        _reload_on(changes(plan.reload), herd.reload)
+    with answering(plan.health, lambda: herd.are_well, lambda: _facts(plan)):
+        code = herd.run()
+    if herd.is_to_reload:
+        start_anew(here)
+    return code
 
 
-def _watch(folders: Sequence[Path]) -> None:
-    """Start anew when Python files in *folders* change. Raises ConfigurationError."""
+def _facts(plan: Plan) -> dict[str, object]:
+    return {"processes": plan.processes, "pid": os.getpid()}
+
+
+def start_anew(folder: Path) -> NoReturn:
+    """Become a new process, under the same number, that begins in *folder*; for any thread."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.chdir(folder)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  itself
+
+
+def changes(folders: Sequence[Path]) -> Iterator[object]:
+    """Return what yields when Python files in *folders* change. Raises ConfigurationError."""
     try:
         from watchfiles import PythonFilter, watch  # noqa: PLC0415  in development alone
     except ImportError as error:
         raise ConfigurationError(
             "--reload needs a package: pip install 'uwsgi_tasks[reload]'"
         ) from error
-    changes = watch(*folders, watch_filter=PythonFilter(), raise_interrupt=False)
+    return watch(*folders, watch_filter=PythonFilter())
 
+
+def _reload_on(changed: Iterator[object], reload: Callable[[], None]) -> None:
     def look() -> None:
-        for _ in changes:
-            os.kill(os.getpid(), RELOAD)
-            return
+        next(changed)
+        reload()
 
     threading.Thread(target=look, name="uwsgi_tasks reload", daemon=True).start()
+
+
+# ---- one process ------------------------------------------------------------------------------
+
+
+class _Work:
+    """What one process does: it runs jobs until it is told to end, or has run enough."""
+
+    def __init__(self, app: App, plan: Plan) -> None:
+        self._consumer = app.consume(plan.consuming, plan.executor)
+        self._grace = plan.consuming.grace
+        self._told_at: float | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Was it told to end?"""
+        return self._told_at is not None
+
+    @property
+    def is_well(self) -> bool:
+        """Is it about its work?"""
+        return self._consumer.is_healthy
+
+    @property
+    def is_recycled(self) -> bool:
+        """Is another process to take its place?"""
+        return self._consumer.is_recycled and not self.is_told
+
+    def run(self, *, alone: bool) -> None:
+        """Run jobs; for the main thread.
+
+        *alone*: nobody else sees to it that this process ends when it is told so twice, or takes
+        too long.
+        """
+        numbers = ends()
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            now = time.monotonic()
+            if self._told_at is None:
+                self._told_at = now
+                self._consumer.stop()
+                if alone:
+                    # By its own handler it would wait for a Redis that does not answer.
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.setitimer(signal.ITIMER_REAL, self._grace + _SECOND_LOOK)
+            elif alone and now > self._told_at + AGAIN:
+                # Leases decide what becomes of what runs.
+                os._exit(_KILLED)
+
+        for number in numbers:
+            signal.signal(number, end)
+        # Where standard error is no file, nobody could read it.
+        with contextlib.suppress(ValueError, OSError, AttributeError):
+            faulthandler.register(STACKS, all_threads=True)
+        self._consumer.run()
+        if not self.is_told:
+            # Nothing runs here any more; and who takes our place would not hear it.
+            for number in numbers:
+                signal.signal(number, signal.SIG_DFL)
+
+    def tell_each_second(self, is_well: Callable[[], None]) -> None:
+        """Call *is_well* for as long as that is so."""
+
+        def tell() -> None:
+            while True:
+                if self.is_well:
+                    is_well()
+                time.sleep(1)
+
+        threading.Thread(target=tell, name="uwsgi_tasks health", daemon=True).start()

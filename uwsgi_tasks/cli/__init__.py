@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
-from rich.console import Console
 
 from uwsgi_tasks.app import App
 from uwsgi_tasks.cli import described, shown
@@ -45,7 +44,7 @@ class Code(IntEnum):
     LATE = 3
     """The time is over."""
     AWAY = 4
-    """The spooler's directory or the store cannot be reached."""
+    """The spooler's directory, the store or Redis cannot be reached."""
     INTERRUPTED = 130
 
 
@@ -124,7 +123,7 @@ def served(ini: Ini) -> list[Path]:
 _NO_SPOOLER = "{} has no spooler: add 'spooler = DIRECTORY' to it, or name one with --spooler DIR"
 _NOWHERE = (
     "no spooler directory is known: name it with --spooler DIR, or the server's file with "
-    "--ini FILE, or set UWSGI_TASKS_SPOOLER_DIR"
+    "--ini FILE, or set UWSGI_TASKS_SPOOLER_DIR; or name a Redis with --redis URL"
 )
 
 
@@ -138,7 +137,6 @@ class Session:
     place: Path | None = None
     """The spooler's directory, if it was named."""
     as_json: bool = False
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=False))
 
     def spooler(self) -> SpoolDirectory:
         """Return the spooler's directory. Raises Failure if there is none that can be used."""
@@ -148,6 +146,12 @@ class Session:
         found = SpoolDirectory(Path(known))
         found.check()
         return found
+
+    def look(self) -> None:
+        """Raise Failure if there is nowhere to look for jobs: neither a spooler nor a Redis."""
+        settings = self.app.settings
+        if settings.spooler_dir is not None or not settings.has_redis:
+            self.spooler()
 
     def state(self, handle: JobHandle) -> State | None:
         """Return where a job stands; None if nobody knows it, or knows it any more."""
@@ -184,14 +188,6 @@ class Session:
             click.echo(shown.document(content))
         return self.as_json
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table for a person."""
-        shown.show_table(self.console, headings, rows)
-
-    def pairs(self, pairs: Iterable[tuple[str, str | None]]) -> None:
-        """Print names and values for a person."""
-        shown.show_pairs(self.console, pairs)
-
 
 def load(module: str) -> None:
     """Import a module of the user's, so that its tasks are declared. Raises Failure."""
@@ -218,6 +214,17 @@ def unknown(id: str) -> Failure:  # noqa: A002  it is the job's id
 def no() -> NoReturn:
     """End the command line: its answer is no."""
     raise click.exceptions.Exit(Code.NO)
+
+
+def ask(question: str) -> None:
+    """Go on if a person agrees. Raises click.UsageError if there is none."""
+    try:
+        agreed = click.confirm(question, err=True)
+    # RuntimeError: there is no standard input at all, as under some cron jobs.
+    except (click.Abort, RuntimeError) as error:
+        raise click.UsageError("nobody answers here: say --yes") from error
+    if not agreed:
+        no()
 
 
 def command(func: Callable[..., Any]) -> Callable[..., Any]:

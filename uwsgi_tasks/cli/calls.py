@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from uwsgi_tasks.cli import Code, Failure, Session, command, given, shown
+from uwsgi_tasks.cli import Code, Failure, Session, command, given, shown, tables
 from uwsgi_tasks.errors import TaskNotFound, TasksError
 from uwsgi_tasks.errors import shown as error_text
 from uwsgi_tasks.model import TaskExecutor
@@ -32,7 +32,7 @@ def list_tasks(session: Session) -> None:
         return
     if not tasks:
         session.complain("no task is declared: name the modules that declare them with -m MODULE")
-    session.table(("TASK", "OPTIONS"), [(task.name, _written(task)) for task in tasks])
+    tables.show_table(("TASK", "OPTIONS"), [(task.name, _written(task)) for task in tasks])
 
 
 def _options(task: Task[..., Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def submit(
     args, kwargs = given.arguments(texts, as_text=as_text)
     chosen = given.call_options(**options)
     found = _task(session, task)
-    chosen["executor"] = _executor(session, found, executor)
+    chosen["executor"] = _executor(session, found, executor, chosen.get("queue"))
     if wait and not (found.options.result_ttl or session.app.settings.result_ttl):
         chosen["result_ttl"] = _KEPT
     try:
@@ -116,23 +116,28 @@ def _task(session: Session, name: str) -> Task[..., Any]:
     return found
 
 
-def _executor(session: Session, task: Task[..., Any], wanted: str | None) -> str:
+def _executor(session: Session, task: Task[..., Any], wanted: str | None, queue: str | None) -> str:
     """Return how a call shall travel from here. Raises Failure if it cannot."""
-    name = wanted or task.options.executor
+    name, settings = wanted or task.options.executor, session.app.settings
     if name == TaskExecutor.AUTO:
-        name = session.app.settings.executor
+        name = settings.executor
+    if name == TaskExecutor.AUTO and queue is not None:
+        name = TaskExecutor.REDIS
     if name == TaskExecutor.AUTO:
+        if settings.spooler_dir is None and settings.has_redis:
+            raise Failure(
+                f"{task.name} goes to a spooler, and none is known: name it with --spooler DIR, or "
+                "choose --executor redis",
+                Code.WRONG,
+            )
         name = TaskExecutor.SPOOLER
     if name == TaskExecutor.SPOOLER:
         # Without one it would run here, at once: not what somebody means who submits.
         session.spooler()
     if name == TaskExecutor.MULE:
         raise Failure(
-            "a mule gets messages only from inside its uWSGI: choose --executor spooler, or "
-            "runtime to run it here",
+            "a mule gets messages only from inside its uWSGI: choose --executor spooler or redis, "
+            "or runtime to run it here",
             Code.WRONG,
         )
     return name
-
-
-COMMANDS = (list_tasks, submit)

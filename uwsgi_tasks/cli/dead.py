@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-from uwsgi_tasks.cli import Code, Failure, Session, command, described, given, no, shown
+from uwsgi_tasks.cli import (
+    Code,
+    Failure,
+    Session,
+    ask,
+    command,
+    described,
+    given,
+    no,
+    shown,
+    tables,
+)
 from uwsgi_tasks.errors import ConfigurationError, StoreError, SubmitError, TasksError
 from uwsgi_tasks.model import DeadLetter
 
@@ -33,7 +44,7 @@ def list_dead(session: Session, limit: int, task: str | None) -> None:
         return
     now = time.time()
     rows = [described.letter_row(letter, now) for letter in letters]
-    session.table(described.LETTER_HEADINGS, rows)
+    tables.show_table(described.LETTER_HEADINGS, rows)
     session.say_how_many(len(letters), count)
 
 
@@ -63,7 +74,7 @@ def show_dead(session: Session, id: str) -> None:  # noqa: A002  the word that i
     whole = described.letter_document(letter)
     if session.emit({**whole, "arguments": arguments, "traceback": traceback}):
         return
-    session.pairs(
+    tables.show_pairs(
         [
             ("id", letter.id),
             ("task", letter.task or None),
@@ -106,14 +117,15 @@ def requeue(
     delay: float | None,
     priority: int | None,
     spooler: str | None,
+    queue: str | None,
 ) -> None:
     """Run dead letters again, from their first attempt.
 
     A letter is gone when its job was submitted; if it fails again, it becomes a new one.
     """
-    options = given.call_options(at, delay, priority, spooler)
+    options = given.call_options(at, delay, priority, spooler, queue)
     chosen = _chosen(session, ids, task, everything=everything)
-    session.spooler()
+    session.look()
 
     def submit(one: str) -> str | None:
         try:
@@ -141,19 +153,9 @@ def remove(
     """Remove dead letters for good. With --all or --task it asks first."""
     chosen = _chosen(session, ids, task, everything=everything)
     if chosen and not ids and not yes:
-        _ask(f"Remove {len(chosen):,} dead letters for good?")
+        ask(f"Remove {len(chosen):,} dead letters for good?")
     removed = session.app.dead.remove
     _each(session, chosen, "removed", lambda one: None if removed(one) else "no such dead letter")
-
-
-def _ask(question: str) -> None:
-    try:
-        agreed = click.confirm(question, err=True)
-    # RuntimeError: there is no standard input at all, as under some cron jobs.
-    except (click.Abort, RuntimeError) as error:
-        raise click.UsageError("nobody answers here: say --yes") from error
-    if not agreed:
-        no()
 
 
 def _each(

@@ -105,18 +105,6 @@ def call(job: Job) -> str:
     return f"({', '.join(parts)})"
 
 
-def waiting_document(job: Job) -> dict[str, Any]:
-    """Return what a job that lies in the spooler's directory says of itself."""
-    return {
-        "task": job.task,
-        "executor": "spooler",
-        "attempt": job.attempt,
-        "submitted_at": shown.stamp(job.submitted_at),
-        "due_at": shown.stamp(job.at),
-        "priority": job.priority,
-    }
-
-
 def record_document(record: Record) -> dict[str, Any]:
     """Return what the store remembers of a job, for JSON; its value is not among it."""
     return {

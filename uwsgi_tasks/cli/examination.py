@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 from rich.text import Text
 
-from uwsgi_tasks.cli import Session, command, no, shown
+from uwsgi_tasks.cli import Session, command, no, shown, tables
 from uwsgi_tasks.doctor import examine
 
 _STYLES = {"error": "bold red", "warning": "yellow", "ok": "green", "note": "cyan"}
@@ -31,13 +31,12 @@ def doctor(session: Session, probe: bool) -> None:  # noqa: FBT001  click hands 
     findings = examine(path, session.place, session.app, probe=probe)
     wrong = [finding for finding in findings if finding.level == "error"]
     if not session.emit({"findings": [asdict(one) for one in findings], "errors": len(wrong)}):
+        console = tables.output()
         for finding in findings:
             head = Text(f"{finding.level:<8} ", style=_STYLES.get(finding.level, ""))
             head.append(shown.clean(finding.what), style="default not bold")
-            session.console.print(head, soft_wrap=True)
+            console.print(head, soft_wrap=True)
             if finding.remedy:
-                session.console.print(
-                    Text(shown.clean(f"         {finding.remedy}")), soft_wrap=True
-                )
+                console.print(Text(shown.clean(f"         {finding.remedy}")), soft_wrap=True)
     if wrong:
         no()

@@ -65,6 +65,7 @@ def takes_call_options(func: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of one call to a command."""
     for option in (
         click.option("--spooler", metavar="DIR", help="Into this spooler's directory."),
+        click.option("--queue", metavar="NAME", help="Into this queue on Redis."),
         click.option("--priority", type=click.IntRange(min=0), help="Larger is less important."),
         click.option("--delay", type=span, metavar="SPAN", help="Not before so long from now."),
         click.option("--at", type=moment, metavar="TIME", help="Not before this time."),
@@ -74,7 +75,11 @@ def takes_call_options(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call_options(
-    at: float | None, delay: float | None, priority: int | None, spooler: str | None
+    at: float | None,
+    delay: float | None,
+    priority: int | None,
+    spooler: str | None,
+    queue: str | None = None,
 ) -> dict[str, Any]:
     """Return those that were given, as `Task.using` takes them. Raises click.UsageError."""
     if at is not None and delay is not None:
@@ -83,6 +88,7 @@ def call_options(
         "at": at if delay is None else timedelta(seconds=delay),
         "priority": priority,
         "spooler": spooler and str(Path(spooler).absolute()),
+        "queue": queue,
     }
     return {name: value for name, value in found.items() if value is not None}
 

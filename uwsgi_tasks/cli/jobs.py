@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 import click
 
-from uwsgi_tasks.cli import Code, Failure, Session, command, described, given, no, unknown
+from uwsgi_tasks.cli import (
+    Code,
+    Failure,
+    Session,
+    command,
+    described,
+    given,
+    no,
+    tables,
+    unknown,
+)
 from uwsgi_tasks.errors import ResultNotKept
 from uwsgi_tasks.handle import JobHandle
 from uwsgi_tasks.model import Standing, State
@@ -21,18 +31,18 @@ _STATES = (str(State.QUEUED), described.DELAYED, str(State.RUNNING), str(State.R
 @click.option("--state", type=click.Choice(_STATES), help="In this state only.")
 @command
 def list_jobs(session: Session, limit: int, task: str | None, state: str | None) -> None:
-    """List the jobs of the spooler that wait or run, the oldest first.
+    """List the jobs that wait or run, in the spooler and on Redis, of each the oldest first.
 
     A delayed job is one whose time has not come; a retrying one has failed, and waits for its
     next attempt.
     """
-    session.spooler()
+    session.look()
     now = time.time()
     jobs = _listed(session, limit or None, task, state, now)
     count = session.app.waiting()
     if session.emit({"jobs": [described.job_document(job, now) for job in jobs], "count": count}):
         return
-    session.table(described.JOB_HEADINGS, described.job_rows(jobs, now))
+    tables.show_table(described.JOB_HEADINGS, described.job_rows(jobs, now))
     session.say_how_many(len(jobs), count)
 
 
@@ -58,7 +68,7 @@ def cancel(session: Session, ids: tuple[str, ...], kill: bool) -> None:  # noqa:
     One that waits will certainly not run. One that runs is asked to stop, which its task must look
     for; --kill ends it.
     """
-    session.spooler()
+    session.look()
     cancelled: list[str] = []
     failed: dict[str, str] = {}
     for one in ids:
@@ -128,6 +138,3 @@ def wait(
         session.complain(error)
     if state in {State.FAILED, State.CANCELLED}:
         no()
-
-
-COMMANDS = (list_jobs, cancel, wait)

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 from uwsgi_tasks import default_app, django_setup, ini
 from uwsgi_tasks.app import App
-from uwsgi_tasks.cli import (
-    Code,
-    Failure,
-    Program,
-    Session,
-    calls,
-    dead,
-    examination,
-    jobs,
-    load,
-    served,
-    show,
-    upkeep,
-    watch,
-    work,
-)
+from uwsgi_tasks.cli import Code, Failure, Program, Session, load, served
 from uwsgi_tasks.errors import ConfigurationError, shown
 
 EPILOG = """\b
@@ -34,13 +21,50 @@ Exit codes:
   1  the answer is no: unknown, failed, not cancelled, nothing to do
   2  wrong usage
   3  the time is over (wait, submit --wait)
-  4  the spooler's directory or the store cannot be reached
+  4  the spooler's directory, the store or Redis cannot be reached
 """
+_COMMANDS: Mapping[str, str] = {
+    "cancel": "jobs:cancel",
+    "dead": "dead:dead",
+    "doctor": "examination:doctor",
+    "empty": "queues:empty",
+    "ls": "jobs:list_jobs",
+    "purge": "upkeep:purge",
+    "queues": "queues:queues",
+    "show": "show:show_job",
+    "stats": "upkeep:stats",
+    "submit": "calls:submit",
+    "tasks": "calls:list_tasks",
+    "wait": "jobs:wait",
+    "watch": "watch:watch",
+    "worker": "work:worker",
+    "workers": "queues:workers",
+}
+"""Where each of them is: a file of this folder, and its name there."""
+
+
+class _Whole(Program):
+    """All commands, each imported when it is called: a worker has no use for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
+        """Return the names of all commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
+        """Return the command of this name."""
+        return self.load(cmd_name) if cmd_name in _COMMANDS else None
+
+    @staticmethod
+    def load(name: str) -> click.Command:
+        """Import the command of this name."""
+        file, _, attribute = _COMMANDS[name].partition(":")
+        found: click.Command = getattr(import_module(f"uwsgi_tasks.cli.{file}"), attribute)
+        return found
 
 
 @click.group(
     "uwsgi-tasks",
-    cls=Program,
+    cls=_Whole,
     no_args_is_help=False,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -83,9 +107,9 @@ def program(
 ) -> None:
     """Look at background tasks, and say what shall become of them.
 
-    It works on the spooler's directory and on the store, whether uWSGI runs or not. Settings are
-    read as everywhere: from Django, if DJANGO_SETTINGS_MODULE is set, and from UWSGI_TASKS_...
-    in the environment.
+    It works on the spooler's directory, on the store and on Redis, whether uWSGI runs or not.
+    Settings are read as everywhere: from Django, if DJANGO_SETTINGS_MODULE is set, and from
+    UWSGI_TASKS_... in the environment.
     """
     app: App = ctx.obj or default_app
     _prefer(Path.cwd())
@@ -141,16 +165,3 @@ def _set_up_django() -> None:
             f"Django could not be set up with {os.environ['DJANGO_SETTINGS_MODULE']}: "
             f"{shown(error)}"
         ) from error
-
-
-for one in (
-    *jobs.COMMANDS,
-    show.show_job,
-    dead.dead,
-    *calls.COMMANDS,
-    *upkeep.COMMANDS,
-    watch.watch,
-    *work.COMMANDS,
-    examination.doctor,
-):
-    program.add_command(one)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from uwsgi_tasks.cli import Session, command, described, shown, unknown
+from uwsgi_tasks.cli import Session, command, described, shown, tables, unknown
 from uwsgi_tasks.errors import shown as error_text
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import DeadLetter, Job, Record, State
+from uwsgi_tasks.model import DeadLetter, Job, Record, Standing, State
 
 _KEYS = (
     *("task", "executor", "attempt", "submitted_at", "due_at", "started_at", "ended_at"),
-    *("failed_at", "priority", "progress", "worker", "error", "traceback"),
+    *("failed_at", "priority", "progress", "place", "worker", "error", "traceback"),
 )
 _NAMES = {"submitted_at": "submitted", "due_at": "due", "started_at": "started"}
 _NAMES |= {"ended_at": "ended", "failed_at": "failed", "worker": "where"}
@@ -26,8 +27,10 @@ class _Known:
     state: State | None
     """None if it has ended, and nobody has kept how."""
     record: Record | None
+    standing: Standing | None
+    """As its executor sees it, while it waits or runs."""
     job: Job | None
-    """As it lies in the spooler's directory."""
+    """As it lies there."""
     letter: DeadLetter | None
 
     def document(self) -> dict[str, Any]:
@@ -42,8 +45,8 @@ class _Known:
     def _sources(self) -> Iterator[dict[str, Any]]:
         if self.record:
             yield described.record_document(self.record)
-        if self.job:
-            yield described.waiting_document(self.job)
+        if self.standing:
+            yield described.job_document(self.standing, time.time())
         if self.letter:
             yield described.letter_document(self.letter)
             yield {"traceback": self.letter.traceback or None}
@@ -63,7 +66,7 @@ def show_job(session: Session, id: str) -> None:  # noqa: A002  the word that it
     if session.emit(whole):
         return
     whole |= {"arguments": call, "result": value}
-    session.pairs((_NAMES.get(name, name), _text(name, found)) for name, found in whole.items())
+    tables.show_pairs((_NAMES.get(name, name), _text(name, found)) for name, found in whole.items())
     if known.letter:
         session.tell(f"It is a dead letter: 'uwsgi-tasks dead requeue {id}' runs it again.")
 
@@ -94,11 +97,11 @@ def _value(handle: JobHandle) -> tuple[Any, str]:
 
 def _find(session: Session, id: str) -> _Known:  # noqa: A002  it is the job's id
     """Return what is known of a job. Raises Failure if that is nothing."""
-    session.spooler()
-    job = session.app.read(id)
+    session.look()
+    job, standing = session.app.read(id), session.app.standing(id)
     handle = session.app.job(id)
     record, letter = handle.record, session.app.dead.get(id)
     state = session.state(handle)
-    if all(found is None for found in (job, record, letter, state)):
+    if all(found is None for found in (job, standing, record, letter, state)):
         raise unknown(id)
-    return _Known(state=state, job=job, record=record, letter=letter)
+    return _Known(state=state, record=record, standing=standing, job=job, letter=letter)

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from uwsgi_tasks.cli import Session, command, described, given, shown
+from uwsgi_tasks.cli import Session, command, described, given, shown, tables
 
 _HEADINGS = ("TASK", "OUTCOME", "RUNS", "MEAN", "SLOWEST")
 
@@ -36,7 +36,7 @@ def stats(session: Session, since: float, task: str | None) -> None:
     ):
         return
     headings = (*_HEADINGS, f"{shown.span(since)} AGO ... NOW")
-    session.table(headings, [total.row(start, until) for total in found])
+    tables.show_table(headings, [total.row(start, until) for total in found])
 
 
 @click.command("purge")
@@ -49,6 +49,3 @@ def purge(session: Session) -> None:
     count = session.app.purge()
     if not session.emit({"purged": count}):
         session.tell(f"{count:,} deleted")
-
-
-COMMANDS = (stats, purge)

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from uwsgi_tasks.app import App
-from uwsgi_tasks.cli import Session, command, described, given, shown
+from uwsgi_tasks.cli import Session, command, described, given, shown, tables
 from uwsgi_tasks.errors import ConfigurationError, StoreError
 from uwsgi_tasks.model import DeadLetter, Standing, State
 
@@ -86,10 +86,11 @@ def watch(session: Session, interval: float, count: int | None) -> None:
     Where the output is no terminal, it prints one look after the other; with --json each is one
     line.
     """
-    session.spooler()
+    session.look()
+    console = tables.output()
     try:
-        if session.console.is_terminal and not session.as_json:
-            _live(session, interval, count)
+        if console.is_terminal and not session.as_json:
+            _live(session.app, console, interval, count)
         else:
             for look in _looks(session.app, interval, count):
                 _print(session, look)
@@ -106,9 +107,9 @@ def _looks(app: App, interval: float, count: int | None) -> Iterator[Snapshot]:
         time.sleep(interval)
 
 
-def _live(session: Session, interval: float, count: int | None) -> None:
-    with Live(console=session.console, auto_refresh=False, screen=count is None) as live:
-        for look in _looks(session.app, interval, count):
+def _live(app: App, console: Console, interval: float, count: int | None) -> None:
+    with Live(console=console, auto_refresh=False, screen=count is None) as live:
+        for look in _looks(app, interval, count):
             live.update(drawn(look), refresh=True)
 
 
@@ -138,7 +139,7 @@ def drawn(look: Snapshot) -> RenderableType:
     if look.letters:
         rows = [described.letter_row(letter, look.at) for letter in look.letters]
         parts += [Text(), Text("Latest dead letters", style="bold")]
-        parts.append(shown.table(described.LETTER_HEADINGS, rows))
+        parts.append(tables.table(described.LETTER_HEADINGS, rows))
     return Group(*parts)
 
 

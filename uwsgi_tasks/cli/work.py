@@ -1,4 +1,4 @@
-"""The command line: workers and queues on Redis."""
+"""The command `worker`: run jobs from Redis."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
 from uwsgi_tasks import worker as program
-from uwsgi_tasks.cli import Code, Session, command, load, shown
+from uwsgi_tasks.app import App
+from uwsgi_tasks.cli import Code, Failure, Session, command, given, load, shown
 from uwsgi_tasks.errors import ConfigurationError
+from uwsgi_tasks.errors import shown as shown_error
 from uwsgi_tasks.executors import Consuming
-from uwsgi_tasks.model import TaskExecutor
-from uwsgi_tasks.settings import parse_queues
+from uwsgi_tasks.settings import django_tasks, parse_queues
 
 _FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 _SHOWN = 12
 """Tasks that the banner names."""
+_PORTS = 65_536
+_MEGABYTE = 2**20
 
 
 def _address(text: str) -> tuple[str, int]:
     """Return host and port of ``8080`` or ``0.0.0.0:8080``. Raises click.BadParameter."""
     host, _, port = text.rpartition(":")
-    if not (port.isdecimal() and int(port) < 65_536):  # noqa: PLR2004  ports end there
+    if not (port.isdecimal() and int(port) < _PORTS):
         raise click.BadParameter(f"{text!r} is no port: write 8080, or 0.0.0.0:8080")
     return host.strip("[]") or "127.0.0.1", int(port)
 
@@ -52,11 +56,13 @@ def _queues(text: str) -> list[tuple[str, int | None]]:
     "--queues",
     type=_queues,
     metavar="NAMES",
-    help="high,default: the first ones first; high=3,default=1: by weight. [default: default]",
+    help="high,default: the first ones first; high=3,default=1: by weight.  [default: the setting "
+    "queues, or default]",
 )
 @click.option(
     "-c",
     "--concurrency",
+    "threads",
     type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
@@ -65,120 +71,100 @@ def _queues(text: str) -> list[tuple[str, int | None]]:
 @click.option("-p", "--processes", type=click.IntRange(1, 1000), default=1, show_default=True)
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
-    default=30.0,
+    type=given.span,
+    default="30s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="SPAN",
     help="What runs has so long to end after a SIGTERM; then it is given back.",
 )
 @click.option(
-    "--max-jobs", type=click.IntRange(1), help="A process that has run so many is replaced."
+    "--max-jobs",
+    type=click.IntRange(1),
+    help="A process that has run so many is replaced, when what it runs has ended.",
 )
 @click.option(
-    "--max-memory", type=click.IntRange(1), metavar="MB", help="One that has grown so large, too."
+    "--max-memory",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="One that has grown so large, too.",
 )
 @click.option(
     "--health", type=_address, metavar="[HOST:]PORT", help="Answer probes there: 200, or 503."
 )
 @click.option("--reload", "reloads", is_flag=True, help="Start anew when Python files here change.")
 @command
-def worker(  # noqa: PLR0913  click hands them in by name
+def worker(
     session: Session,
     modules: Sequence[str],
     queues: list[tuple[str, int | None]] | None,
-    concurrency: int,
-    processes: int,
-    grace: float,
-    max_jobs: int | None,
+    reloads: bool,  # noqa: FBT001  click hands it in by name
     max_memory: int | None,
-    health: tuple[str, int] | None,
-    reloads: bool,  # noqa: FBT001  as above
+    **limits: Any,
 ) -> int:
-    """Run jobs from Redis, until it is told to end (SIGTERM, SIGINT, Ctrl-C).
+    """Run jobs from Redis, until it is told to end: SIGTERM, SIGINT or Ctrl-C.
 
     It finishes what it runs, for as long as --grace says, gives the rest back, and exits with 0.
     A second signal ends it at once; others run its jobs then when their leases are over.
     """
-    for module in modules:
-        load(module)
+    folders = [Path.cwd()] if reloads else []
+    try:
+        _declare(session.app, modules)
+    except Failure as error:
+        if not reloads:
+            raise
+        changed = program.changes(folders)
+        session.complain(f"{error}; it starts anew when a file changes")
+        next(changed)
+        program.start_anew(folders[0])
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format=_FORMAT)
-    served = queues or parse_queues(session.app.settings.queues)
-    consuming = Consuming(
-        queues=served,
-        threads=concurrency,
-        grace=grace,
-        max_jobs=max_jobs,
-        max_memory=max_memory and max_memory * 2**20,
-    )
     plan = program.Plan(
-        consuming=consuming,
-        processes=processes,
-        health=health,
-        reload=[Path.cwd()] if reloads else [],
+        processes=limits.pop("processes"),
+        health=limits.pop("health"),
+        reload=folders,
+        consuming=Consuming(
+            queues=queues or parse_queues(session.app.settings.queues),
+            max_memory=max_memory and max_memory * _MEGABYTE,
+            **limits,
+        ),
     )
-    _show_banner(session, plan)
+    click.echo(shown.clean(_banner(session.app, plan)), err=True)
     return program.run(session.app, plan)
 
 
-def _show_banner(session: Session, plan: program.Plan) -> None:
-    queues, app = plan.consuming.queues, session.app
+def _declare(app: App, modules: Sequence[str]) -> None:
+    """Import what declares the tasks. Raises Failure if there are none."""
+    for module in modules:
+        load(module)
+    if not modules:
+        try:
+            django_tasks()
+        # The user's modules: anything may go wrong in them.
+        except Exception as error:
+            raise Failure(
+                f"importing the tasks of Django's applications failed: {shown_error(error)}",
+                Code.WRONG,
+            ) from error
+    if not app.tasks:
+        # It would take jobs that others could run.
+        raise Failure(
+            "no task is declared: name the modules that declare them with -m MODULE", Code.WRONG
+        )
+
+
+def _banner(app: App, plan: program.Plan) -> str:
+    queues = plan.consuming.queues
     is_weighted = queues[0][1] is not None
     names = [f"{name}={weight}" if is_weighted else name for name, weight in queues]
     tasks = sorted(app.tasks)
     more = f", and {len(tasks) - _SHOWN} more" if len(tasks) > _SHOWN else ""
     facts = {
-        "redis": app.executor(TaskExecutor.REDIS).place,
+        "redis": app.executor(plan.executor).place,
         "queues": f"{', '.join(names)} ({'by weight' if is_weighted else 'in this order'})",
         "at a time": f"{plan.processes} x {plan.consuming.threads}  (pid {os.getpid()})",
-        "tasks": ", ".join(tasks[:_SHOWN]) + more or "none: name the modules with -m",
+        "tasks": ", ".join(tasks[:_SHOWN]) + more,
     }
     if plan.health:
         facts["health"] = f"http://{plan.health[0]}:{plan.health[1]}/"
     lines = [f"uwsgi_tasks {version('uwsgi_tasks')} worker"]
-    lines += [f"  {name:<10} {value}" for name, value in facts.items()]
-    click.echo(shown.clean("\n".join(lines)), err=True)
-
-
-@click.command("queues")
-@command
-def queues(session: Session) -> None:
-    """Show how many jobs are in each queue on Redis."""
-    found = session.app.executor(TaskExecutor.REDIS).sizes()
-    if session.emit({"queues": {name: sizes._asdict() for name, sizes in found.items()}}):
-        return
-    rows = [[name, *(f"{number:,}" for number in sizes)] for name, sizes in found.items()]
-    session.table(("QUEUE", "WAITING", "DELAYED", "RUNNING"), rows)
-
-
-@click.command("workers")
-@command
-def workers(session: Session) -> None:
-    """Show the workers on Redis that are there, on all machines."""
-    found = session.app.executor(TaskExecutor.REDIS).workers()
-    if session.emit({"workers": [one._asdict() for one in found]}):
-        return
-    rows = [
-        [one.name, ",".join(one.queues), str(one.threads), f"{one.ran:,}",
-         f"{one.memory / 2**20:.0f} MB", str(len(one.tasks)), shown.stamp(one.started_at) or ""]
-        for one in found
-    ]  # fmt: skip
-    headings = ("WORKER", "QUEUES", "THREADS", "RAN", "MEMORY", "TASKS", "SINCE")
-    session.table(headings, rows)
-
-
-@click.command("empty")
-@click.argument("queue")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@command
-def empty(session: Session, queue: str, yes: bool) -> int:  # noqa: FBT001  click's
-    """Take away all jobs that wait in QUEUE on Redis; what runs goes on."""
-    if not yes:
-        click.confirm(f"take away all jobs that wait in {queue}?", abort=True, err=True)
-    count = session.app.executor(TaskExecutor.REDIS).purge(queue)
-    if not session.emit({"taken_away": count}):
-        session.tell(f"{count:,} taken away")
-    return Code.DONE if count else Code.NO
-
-
-COMMANDS = (worker, queues, workers, empty)
+    return "\n".join(lines + [f"  {name:<10} {value}" for name, value in facts.items()])

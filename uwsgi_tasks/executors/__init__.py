@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask
 from uwsgi_tasks.handle import Near
@@ -129,6 +130,8 @@ class Consuming:
     """Attempts after which another process takes its place."""
     max_memory: int | None = None
     """Bytes of resident memory, as above."""
+    abandon: Callable[[int], NoReturn] = os._exit
+    """Ends the process, with this code, because what runs in it does not; for any thread."""
 
 
 class Consumer(Protocol):
@@ -280,6 +283,10 @@ class Executor(ABC):
 
     def extend(self, job: Job) -> None:  # noqa: B027
         """Extend the lease of *job*, which runs in this process. Raises LeaseLost."""
+
+    def holds(self, job: Job) -> bool:  # noqa: ARG002
+        """Is *job*, which has run in this process, still its own to end?"""
+        return True
 
     def limit(self, seconds: float | None) -> None:  # noqa: B027
         """End the process if what runs in this thread goes on for longer than *seconds*."""

@@ -199,6 +199,10 @@ class RedisExecutor(Executor):
         if self._consumer is not None:
             self._consumer.extend(job)
 
+    def holds(self, job: Job) -> bool:
+        """Is its lease not over, or at least not another worker's?"""
+        return self._consumer is None or self._consumer.holds(job)
+
     def limit(self, seconds: float | None) -> None:
         """Give the worker up, and not the job, if what runs in this thread cannot be ended."""
         if self._consumer is not None:

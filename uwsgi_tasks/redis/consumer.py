@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import random
 import threading
 import time
@@ -75,8 +75,7 @@ class _Held:
     @property
     def expires_at(self) -> float:
         """When its lease is over, by our clock, and if nobody extends it."""
-        lease = self.claim.lease
-        return self.renewed_at + lease if lease else float("inf")
+        return self.renewed_at + self.claim.lease
 
 
 class Consumer:
@@ -134,6 +133,8 @@ class Consumer:
         keeper = threading.Thread(target=self._keep, name="uwsgi_tasks leases", daemon=True)
         keeper.start()
         if len(self._running) == 1:
+            if threading.current_thread() is threading.main_thread():
+                interrupts.listen()
             self._work(0)
         else:
             threads = [
@@ -161,7 +162,9 @@ class Consumer:
         grace = self._consuming.grace if grace is None else grace
         self._stop_by = min(self._stop_by, time.monotonic() + grace)
         self._stopping = True
-        self._hurry.set()
+        # Later, the thread that it interrupts may have the lock of this event.
+        if not self._over.is_set():
+            self._hurry.set()
         self._waiter.wake()
 
     @property
@@ -200,12 +203,23 @@ class Consumer:
     def extend(self, job: Job) -> None:
         """Extend the lease of a job that runs here. Raises LeaseLost."""
         held = self._held(job)
-        if held is None or not held.claim.lease:
+        if held is None or held.claim.is_once:
             return
         if not held.is_lost:
             self._touch([held])
         if held.is_lost:
             raise LeaseLost(f"{job}: its lease was over; another worker may have it")
+
+    def holds(self, job: Job) -> bool:
+        """Is a job that has run here still ours, as far as anybody can tell?"""
+        held = self._held(job)
+        if held is None or held.claim.is_once:
+            return True
+        if not held.is_lost and time.monotonic() > held.expires_at:
+            # While Redis is away nobody else gets it either.
+            with contextlib.suppress(RedisAway):
+                self._touch([held])
+        return not held.is_lost
 
     def limit(self, seconds: float | None) -> None:
         """Give this process up if what runs in this thread goes on for longer than *seconds*."""
@@ -294,13 +308,13 @@ class Consumer:
             # What it may have claimed for us, we shall never be told.
             self._failed_steps.append(token)
             raise
+        now = time.monotonic()
+        for claim in step.claims:
+            self._ahead.append(_Held(claim, now))
         if self._is_away:
             self._welcome_redis()
         elif step.lost:
             self._complain(step.lost)
-        now = time.monotonic()
-        for claim in step.claims:
-            self._ahead.append(_Held(claim, now))
         return step.wait
 
     def _taken_ends(self) -> Iterator[End]:
@@ -384,40 +398,51 @@ class Consumer:
 
     def _attempt(self, held: _Held, job: Job) -> None:
         claim = held.claim
+        if claim.is_once and not self._is_taken_off(claim):
+            return
         try:
             _, following = self._receiver.perform(job, claim.payload, bury=True)
         except (FixtureFailed, NotKept) as error:
-            self._put_off(held, error)
+            self._put_off(held, error, job)
             return
         if following is None:
-            self._end(claim)
+            if not claim.is_once:
+                self._end(claim)
             return
         try:
             payload = self._encoded(following)
         except Unpicklable as error:
             self._receiver.bury(following, str(error))
-            self._end(claim)
+            if not claim.is_once:
+                self._end(claim)
             return
-        if claim.lease:
+        if claim.is_once:
+            self._submit_again(claim, following, payload)
+        else:
             end = End(claim.queue, claim.id, claim.token, payload, following.at)
             self._ends.append(end)
-        else:
-            self._submit_again(claim, following, payload)
 
     def _encoded(self, job: Job) -> bytes:
         pickles = job.serializer == "pickle"
         return codec.encode_one(job, self._settings().signer, pickles=pickles)
 
     def _end(self, claim: Claim) -> None:
-        if claim.lease:
-            self._ends.append(End(claim.queue, claim.id, claim.token))
+        self._ends.append(End(claim.queue, claim.id, claim.token))
+
+    def _is_taken_off(self, claim: Claim) -> bool:
+        """End a job before it runs, which is to run once at most; False if it is not ours to run.
+
+        Should the answer be lost, it does not run at all.
+        """
+        end = End(claim.queue, claim.id, claim.token)
+        token = f"{self.name}:{next(self._numbers)}"
+        return not self._queues.step([claim.queue], [end], 0, token).lost
 
     def _submit_again(self, claim: Claim, job: Job, payload: bytes) -> None:
-        """Submit the next attempt at a job that Redis knows no more."""
+        """Submit a job that Redis knows no more."""
+        words = (job.id, payload)
         try:
-            self._queues.submit(
-                claim.queue, (job.id, payload), at=job.at, priority=job.priority, lease=0
-            )
+            self._queues.submit(claim.queue, words, at=job.at, priority=job.priority, lease=0)
         except RedisAway as error:
             self._receiver.bury(job, f"it could not be submitted again: {error}")
 
@@ -429,10 +454,8 @@ class Consumer:
             f"no task {job.task} is declared: was it renamed or removed? A worker imports the "
             "modules that follow its -m"
         )
-        unknown_for = (
-            self._queues.release([claim], delay, unknown=True)[0] if claim.lease else grace
-        )
-        if unknown_for >= grace or not claim.lease:
+        unknown_for = self._queues.release([claim], delay, unknown=True)[0]
+        if unknown_for >= grace:
             # It was given back just now; whoever has it next finds that it is gone.
             self._receiver.bury(job, reason)
             self._queues.forget(job.id)
@@ -444,8 +467,11 @@ class Consumer:
                 extra=log_lines.of(job, "redis"),
             )
 
-    def _put_off(self, held: _Held, error: BaseException) -> None:
-        """Give a job back that could not be run, and to which nothing was done."""
+    def _put_off(self, held: _Held, error: BaseException, job: Job | None = None) -> None:
+        """Give a job back that could not be run, and to which nothing was done.
+
+        *job* is it, if it may have been taken off.
+        """
         claim = held.claim
         log.warning(
             "job %s is put off: %s",
@@ -453,11 +479,11 @@ class Consumer:
             log_lines.one_line(shown(error)),
             extra={"job_id": claim.id, "executor": "redis"},
         )
-        if claim.lease:
-            self._queues.release([claim], _PUT_OFF)
+        if claim.is_once and job is not None:
+            again = job._replace(at=time.time() + _PUT_OFF)
+            self._submit_again(claim, again, claim.payload)
         else:
-            words = (claim.id, claim.payload)
-            self._queues.submit(claim.queue, words, at=time.time() + _PUT_OFF, lease=0)
+            self._queues.release([claim], _PUT_OFF)
 
     def _fail(self, held: _Held, error: BaseException) -> None:
         """Note that a job could not even be tried; its lease decides when it is again."""
@@ -532,11 +558,14 @@ class Consumer:
 
     def _announce(self) -> None:
         try:
-            self.presence.keep(self.ran)
+            if self.presence.keep(self.ran) and self._is_away:
+                # All threads may be at work for long, and ask for nothing.
+                self._welcome_redis()
         except RedisAway as error:
             self._note_away(error)
         limit = self._consuming.max_memory
-        if limit and self.presence.memory() > limit and not self._stopping:
+        # Not before it has run anything: the next one would be no smaller.
+        if limit and self.ran and self.presence.memory() > limit and not self._stopping:
             self._recycle(f"{self.presence.memory() / 2**20:.0f} MB")
 
     def _renew(self, now: float, *, look: bool) -> None:
@@ -545,8 +574,7 @@ class Consumer:
         due = [
             one
             for one in held
-            if one.claim.lease
-            and not one.is_lost
+            if not (one.is_lost or (one.claim.is_once and one.ident))
             and (
                 now > one.renewed_at + one.claim.lease / _SHARE
                 or (look and one.ident and now > one.since + _LOOK)
@@ -593,11 +621,10 @@ class Consumer:
         self._give_back(back[::-1])
 
     def _give_back(self, held: Sequence[_Held]) -> None:
-        leased = [one.claim for one in held if one.claim.lease]
-        for _, group in groupby(sorted(leased, key=attrgetter("queue")), key=attrgetter("queue")):
+        # What runs, and does so once at most, is gone from Redis.
+        ours = [one.claim for one in held if not (one.claim.is_once and one.ident)]
+        for _, group in groupby(sorted(ours, key=attrgetter("queue")), key=attrgetter("queue")):
             self._queues.release(list(group))
-        for claim in (one.claim for one in held if not one.claim.lease):
-            self._queues.submit(claim.queue, (claim.id, claim.payload), lease=0)
 
     # ---- the end ----------------------------------------------------------------------------
 
@@ -605,7 +632,8 @@ class Consumer:
         if not self._stopping:
             log.info("this worker has had %s: another one takes its place", reason)
             self.is_recycled = True
-            self.stop()
+            # Whoever ends it for good says how long that may take.
+            self.stop(float("inf"))
 
     def _check_end(self) -> None:
         now = time.monotonic()
@@ -641,7 +669,7 @@ class Consumer:
         except RedisAway as error:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))
         logging.shutdown()
-        os._exit(Code.STUCK if by_force else Code.DONE)
+        self._consuming.abandon(Code.STUCK if by_force else Code.DONE)
 
 
 _queue = attrgetter("claim.queue")

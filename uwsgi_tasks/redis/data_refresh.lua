@@ -2,14 +2,12 @@
 --
 -- KEYS[1] = B, the queue's name
 --   B:leases  sorted set of receipts, by the end of their lease, in microseconds
---   B:wake    list of at most one token: who waits for items looks again
--- ARGV: the lease in microseconds, from now (0: it is over), then the receipts
+-- ARGV: the lease in microseconds, from now, then the receipts
 -- Returns: those of them that hold nothing any more
 
-local leases, wake = KEYS[1] .. ':leases', KEYS[1] .. ':wake'
-local lease = tonumber(ARGV[1])
+local leases = KEYS[1] .. ':leases'
 local time = redis.call('TIME')
-local till = string.format('%.0f', time[1] * 1000000 + time[2] + lease)
+local till = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[1])
 local ends, lost = {}, {}
 
 for i = 2, #ARGV do
@@ -23,8 +21,5 @@ if redis.call('ZADD', leases, 'XX', 'CH', unpack(ends)) < #ARGV - 1 then
             lost[#lost + 1] = ARGV[i]
         end
     end
-end
-if lease == 0 and redis.call('EXISTS', wake) == 0 then
-    redis.call('RPUSH', wake, 1)
 end
 return lost

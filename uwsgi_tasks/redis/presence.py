@@ -37,11 +37,11 @@ class Presence:
         """Say who we are, as soon as may be."""
         self._next = 0.0
 
-    def keep(self, ran: int) -> None:
-        """Give a sign of life, if it is time for one. Raises RedisAway."""
+    def keep(self, ran: int) -> bool:
+        """Give a sign of life, if it is time for one; say whether it was. Raises RedisAway."""
         now = time.monotonic()
         if now < self._next:
-            return
+            return False
         self._next = now + _EVERY
         said = {**self._said, "ran": ran, "memory": self.memory(), "tasks": list(self.tasks)}
         prefix, client = self._queues.prefix, self._queues.client
@@ -49,6 +49,7 @@ class Presence:
         client.call("ZADD", f"{prefix}:workers", time.time() + _KEPT, self.name)
         for queue in self._said["queues"]:
             self._queues.note(queue)
+        return True
 
     def leave(self) -> None:
         """Say that we are gone. Raises RedisAway."""

@@ -16,8 +16,8 @@
 --       how many jobs have ended, how many go on, id and token of each that has ended,
 --       and id, token, next payload and its time (milliseconds, or "" for now) of each that goes on.
 -- Returns the ids that were not the caller's any more; of the claimed jobs, one behind the other, the number of the queue
--- from 0, the id, the payload, its crashes (-1: it was cancelled, and must not run), and its lease (0: it is gone from
--- here already); and in how many milliseconds there may be something to do (-1: nobody knows).
+-- from 0, the id, the payload, its crashes (-1: it was cancelled, and must not run), and its lease (0: whoever
+-- runs it ends it before); and in how many milliseconds there may be something to do (-1: nobody knows).
 
 local wanted, token, usual = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local clock = redis.call('TIME')
@@ -146,23 +146,19 @@ local function claim(root, number, ids, mark)
     for index, id in ipairs(ids) do
         if payloads[index] and not owners[index] then
             local lease = options[index] and tonumber(string.match(options[index], '^(%d+)|')) or usual
+            -- One that is to run once at most is taken off by its worker, just before it runs.
+            local held = lease > 0 and lease or usual
             local place = #claimed
             claimed[place + 1], claimed[place + 2] = number, id
             claimed[place + 3], claimed[place + 4] = payloads[index], tonumber(options[#ids + index] or 0)
             if options[2 * #ids + index] then claimed[place + 4] = -1 end
             claimed[place + 5] = lease
             count = count + 1
-            if lease == 0 then
-                redis.call('HDEL', root .. ':jobs', id)
-                forget_more(root, {id}, KINDS)
-            else
-                runs[#runs + 1], runs[#runs + 2] = now + lease, id
-                owned[#owned + 1], owned[#owned + 2] = id, token .. mark
-                -- Should the id be in a list twice.
-                owners[index] = token
-                for other = index + 1, #ids do
-                    if ids[other] == id then owners[other] = token end
-                end
+            runs[#runs + 1], runs[#runs + 2] = now + held, id
+            owned[#owned + 1], owned[#owned + 2] = id, token .. mark
+            -- Should the id be in a list twice.
+            for other = index + 1, #ids do
+                if ids[other] == id then owners[other] = token end
             end
         end
     end

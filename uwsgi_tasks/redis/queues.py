@@ -36,7 +36,9 @@ class Claim(NamedTuple):
     """Workers that have died while they ran it, and had claimed nothing with it; less than none
     if it was cancelled, and must not run."""
     lease: float
-    """Seconds; 0 if it is gone from Redis already, and there is nothing to say."""
+    """Seconds."""
+    is_once: bool
+    """Is it to be ended before it runs, so that it runs once at most?"""
 
 
 class End(NamedTuple):
@@ -169,7 +171,11 @@ class Queues:
         lost, flat, wait = self.client.run(self._STEP, roots, words)
         key = token.encode()
         claims = [
-            Claim(places[number], _text(id_), key, payload, crashes, lease / 1000)
+            Claim(
+                *(places[number], _text(id_), key, payload, crashes),
+                lease / 1000 or LEASE,
+                not lease,
+            )
             for number, id_, payload, crashes, lease in _rows(flat, 5)
         ]
         return Step([_text(one) for one in lost], claims, None if wait < 0 else wait / 1000)
