@@ -6,6 +6,8 @@ from uwsgi_tasks.errors import (
     ConfigurationError,
     FixtureFailed,
     InvalidTask,
+    LeaseLost,
+    NotJson,
     PredicateFailed,
     ResultNotKept,
     RetryTaskException,
@@ -42,6 +44,7 @@ cron_lazy = default_app.cron_lazy
 middleware = default_app.middleware
 fixture = default_app.fixture
 on_submit = default_app.on_submit
+DataQueue = default_app.data_queue
 configure = default_app.configure
 set_uwsgi_callbacks = default_app.set_uwsgi_callbacks
 
@@ -53,11 +56,14 @@ __all__ = [
     "Attempt",
     "ConfigurationError",
     "CurrentTask",
+    "DataQueue",
     "FixtureFailed",
     "HeapEntry",
     "InvalidTask",
     "Job",
     "JobHandle",
+    "LeaseLost",
+    "NotJson",
     "Outcome",
     "PredicateFailed",
     "ResultNotKept",

@@ -7,6 +7,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
@@ -16,6 +17,7 @@ from uwsgi_tasks import probe
 from uwsgi_tasks import settings as settings_module
 from uwsgi_tasks.attempts import Worker
 from uwsgi_tasks.current import Surroundings
+from uwsgi_tasks.data_queue import DataQueue
 from uwsgi_tasks.dead_letters import DeadLetters
 from uwsgi_tasks.errors import (
     ConfigurationError,
@@ -40,6 +42,7 @@ from uwsgi_tasks.model import (
     TaskExecutor,
 )
 from uwsgi_tasks.onion import Onion
+from uwsgi_tasks.redis.script import Redis
 from uwsgi_tasks.registry import Registry
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
@@ -422,6 +425,35 @@ class App:
                 self._spooler.start()
             except Exception:
                 log.exception("this spooler could not take up its work")
+
+    def data_queue(
+        self,
+        name: str,
+        *,
+        attempts: int = 1,
+        lease: float | timedelta | None = None,
+        dead_letter: bool | str = False,
+    ) -> DataQueue:
+        """Return the data queue of this name, on the Redis of this app: items, and no tasks.
+
+        *attempts* says how often an item is given out that was read under a *lease* and not done
+        (0: no limit), and *dead_letter* whether it is kept then, or where. Redis is not reached
+        before it is used. Raises InvalidTask.
+        """
+        return DataQueue(
+            name,
+            client=self._redis,
+            namespace=lambda: self._read_settings().namespace,
+            attempts=attempts,
+            lease=lease,
+            dead_letter=dead_letter,
+        )
+
+    def _redis(self) -> Redis:
+        # It is one of those that `load` finds, and the only one that has a client.
+        found: Any = self.executor(TaskExecutor.REDIS)
+        client: Redis = found.queues.client
+        return client
 
     # ---- what a worker needs ----------------------------------------------------------------
 

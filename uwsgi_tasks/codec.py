@@ -34,6 +34,7 @@ _UNCHECKED = (
     "pickled, and no secret is known here by which to tell who has written it: set 'secret', here "
     "and where jobs are submitted"
 )
+_UNKNOWN = "not JSON, which begins with {, and not written by this version of uwsgi_tasks"
 # uWSGI runs a spool file whose body was cut, so the body says how long it is and what is in it.
 _HEADER = struct.Struct("<3scQI")
 _HEAD = _HEADER.size
@@ -104,7 +105,9 @@ def decode(
     Without one, a signature cannot be checked, and says nothing: nothing is unpickled at all
     unless it *pickles*. JSON, which nobody signs, is taken only if *plain* says so.
     """
-    if plain and payload[:1] == wire.BEGINS:
+    if plain and payload[:3] != MAGIC:
+        if payload[:1] != wire.BEGINS:
+            raise DecodeError(_UNKNOWN)
         return (wire.decode(payload),)
     if not pickles:
         raise DecodeError(_UNCHECKED)

@@ -15,7 +15,7 @@ from types import EllipsisType
 from typing import Any, NamedTuple
 
 from uwsgi_tasks.errors import InvalidTask, NotJson, RedisAway
-from uwsgi_tasks.redis.client import Client, Reply, Script
+from uwsgi_tasks.redis.script import Redis, Reply, Script
 from uwsgi_tasks.times import seconds
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class _Place:
 
     def __init__(
         self,
-        client: Callable[[], Client],
+        client: Callable[[], Redis],
         namespace: Callable[[], str],
         name: str,
         suffix: str = "",
@@ -149,7 +149,7 @@ class DataQueue:
         self,
         name: str,
         *,
-        client: Callable[[], Client],
+        client: Callable[[], Redis],
         namespace: Callable[[], str],
         attempts: int = 1,
         lease: Seconds | None = None,
@@ -232,7 +232,7 @@ class DataQueue:
                 found, pause = self._take(n, held)
         finally:
             # Not kept: its question stays open, and would take the token of another who waits.
-            pass
+            waiter.close()
         return found
 
     def _take(self, n: int, lease: int) -> tuple[dict[ItemId, Any], float]:

@@ -72,6 +72,11 @@ class Settings:
     signer: Signer | None = field(init=False, repr=False, compare=False)
 
     @property
+    def has_redis(self) -> bool:
+        """Is there a Redis that has jobs?"""
+        return self.redis is not None or self.executor == "redis"
+
+    @property
     def pickles(self) -> bool:
         """Is what others may have written to be unpickled, and the like to be written?
 
@@ -306,6 +311,15 @@ def django_store() -> str:
         query = "host" if scheme == "postgresql" else "unix_socket"
         return f"{scheme}://{account}/{name}?{query}={quote(host)}{port and '&port=' + port[1:]}"
     return f"{scheme}://{account}{host or 'localhost' * (scheme == 'mysql')}{port}/{name}"
+
+
+def django_tasks() -> None:
+    """Import the module ``tasks`` of each of Django's applications, where this process uses it."""
+    if _django_settings() is None:
+        return
+    from django.utils.module_loading import autodiscover_modules
+
+    autodiscover_modules("tasks")
 
 
 def django_setup(settings_module: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
@@ -47,13 +48,30 @@ _KINDS: dict[str, tuple[Collection[type], str]] = {
     "headers": (_OBJECT, "an object"),
     "queue": (_TEXT, "a text"),
     "lease": (_NUMBER, "seconds"),
-    "serializer": (_TEXT, "a text"),
 }
 """The fields: of which types they may be, and how that is called."""
-_FIELDS = {name: (Job._fields.index(name), kinds) for name, (kinds, _) in _KINDS.items()}
-_LEAST = {"attempt": 1, "priority": 0, "retry_count": 0}
+_YEAR_9999 = 253_402_300_799
+"""In seconds since 1970: nothing could show a later time."""
+_RANGES = {
+    # As far as databases count.
+    "a whole number from 1": (1, 2**31 - 1),
+    "a whole number from 0": (0, 2**63 - 1),
+    "seconds since 1970": (0, _YEAR_9999),
+    "seconds": (0, sys.float_info.max),
+}
+_FIELDS = {
+    name: (Job._fields.index(name), kinds, *_RANGES.get(words, (None, None)))
+    for name, (kinds, words) in _KINDS.items()
+}
 _BLANK = ["", "", *(Job._field_defaults[name] for name in Job._fields[2:])]
-_scan = json.JSONDecoder().decode
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"there is no {word}")
+
+
+_scan = json.JSONDecoder(parse_constant=_refuse).decode
+"""Reads JSON, and not what Python's own writes beside it: NaN and Infinity."""
 
 
 def encode(job: Job) -> bytes:
@@ -66,8 +84,11 @@ def encode_all(jobs: Sequence[Job]) -> list[bytes]:
     first = jobs[0]
     _check_shared(first)
     shared = {name: first[index] for name, index, usual in _OPTIONAL if first[index] != usual}
-    head = _text({"task": first.task, **shared})[:-1]
-    tail = f',"kwargs":{_text(first.kwargs)}}}' if first.kwargs else "}"
+    try:
+        head = _ENCODER({"task": first.task, **shared})[:-1]
+        tail = f',"kwargs":{_ENCODER(first.kwargs)}}}' if first.kwargs else "}"
+    except ValueError as error:
+        raise _blamed(first, error) from error
     texts = []
     for job in jobs:
         for number, value in enumerate(job.args, 1):
@@ -76,7 +97,7 @@ def encode_all(jobs: Sequence[Job]) -> list[bytes]:
         try:
             args = _ENCODER(job.args)
         except ValueError as error:
-            raise _refused(job.task, "an argument", f" ({error})") from error
+            raise _blamed(job, error) from error
         texts.append(f'{head},"id":{_quoted(job.id)},"args":{args}{tail}')
     try:
         return [text.encode() for text in texts]
@@ -92,15 +113,12 @@ def decode(payload: bytes) -> Job:
         raise DecodeError("not a JSON object")
     values = _BLANK[:]
     for name, value in found.items():
-        index, kinds = _FIELDS.get(name) or _no_field(name)
-        if type(value) not in kinds:
+        index, kinds, least, most = _FIELDS.get(name) or _no_field(name)
+        if type(value) not in kinds or not (least is None or least <= value <= most):
             raise DecodeError(f"the field {name!r} takes {_KINDS[name][1]}, not {value!r:.100}")
         values[index] = value
     if not values[1]:
         raise DecodeError("the field 'task' is missing: the name of a task")
-    for name, least in _LEAST.items():
-        if name in found and found[name] < least:
-            raise DecodeError(f"the field {name!r} takes {_KINDS[name][1]}, not {found[name]}")
     values[2] = tuple(values[2])
     # As Job(...) would, in a third of the time.
     job: Job = tuple.__new__(Job, values)
@@ -146,8 +164,8 @@ def _check(value: Any, where: str, task: str) -> None:
     except RecursionError:
         found = "something that holds itself"
     if found:
-        inside = "" if type(value) not in _BOXES else " which it holds,"
-        raise _refused(task, where, f", {found},{inside}")
+        is_within = type(value) in _BOXES
+        raise _refused(task, where, f" holds {found}, and" if is_within else f", {found},")
 
 
 def _unfit(value: Any, depth: int) -> str:
@@ -168,11 +186,16 @@ def _unfit(value: Any, depth: int) -> str:
     return "" if kind in _PLAIN else f"a {kind.__module__}.{kind.__qualname__}"
 
 
-def _text(value: Any) -> str:
-    try:
-        return _ENCODER(value)
-    except ValueError as error:
-        raise _refused("", "a number", f" ({error})") from error
+def _blamed(job: Job, error: ValueError) -> NotJson:
+    """Return what names the argument with a number that JSON has not, or that has no end."""
+    named = [(f"argument {number}", value) for number, value in enumerate(job.args, 1)]
+    named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
+    for where, value in [*named, ("the buffer", job.buffer), ("a header", job.headers)]:
+        try:
+            _ENCODER(value)
+        except ValueError as found:
+            return _refused(job.task, where, f" ({found})")
+    return _refused(job.task, "a number", f" ({error})")
 
 
 def _refused(task: str, where: str, why: str) -> NotJson:
