@@ -43,7 +43,7 @@ _EXAMPLES = (
 )
 
 
-_ANYTHING = Script("any command", "return redis.call(unpack(ARGV))")
+_ANYTHING = Script("return redis.call(unpack(ARGV))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +348,7 @@ class Waiter:
         self._client, self._keys = client, keys
         self._asked: dict[int, tuple[Any, Sequence[str], float]] = {}
         """By file number: connections that hold a question, its keys, and when it was put."""
+        self._answered: list[tuple[Any, Sequence[str]]] = []
         self._poll = select.poll()
         self._hears, self._calls = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll.register(self._hears, select.POLLIN)
@@ -386,6 +387,10 @@ class Waiter:
             raise
 
     def _ask(self) -> None:
+        # Not as soon as they were answered: whoever was woken has something to do first.
+        answered, self._answered = self._answered, []
+        for connection, keys in answered:
+            self._put(connection, keys)
         if self._asked:
             return
         for connection, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
@@ -407,7 +412,12 @@ class Waiter:
                 continue
             reply = connection.read_response()
             is_pushed = is_pushed or reply is not None
-            self._put(connection, keys)
+            del self._asked[number]
+            self._poll.unregister(number)
+            self._answered.append((connection, keys))
+        if not is_pushed:
+            # Redis has only ended the question.
+            self._ask()
         return is_pushed
 
     def reset(self) -> None:
@@ -417,7 +427,10 @@ class Waiter:
                 self._poll.unregister(number)
             with contextlib.suppress(*_FAILURES):
                 connection.disconnect()
-        self._asked = {}
+        for connection, _ in self._answered:
+            with contextlib.suppress(*_FAILURES):
+                connection.disconnect()
+        self._asked, self._answered = {}, []
         self._client._forget_nodes()  # noqa: SLF001  its other half
 
     def close(self) -> None:

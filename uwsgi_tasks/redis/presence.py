@@ -46,7 +46,7 @@ class Presence:
         said = {**self._said, "ran": ran, "memory": self.memory(), "tasks": list(self.tasks)}
         prefix, client = self._queues.prefix, self._queues.client
         client.call("SET", f"{prefix}:worker:{self.name}", json.dumps(said), "EX", _KEPT)
-        client.call("ZADD", f"{prefix}:workers", time.time() + _KEPT, self.name)
+        client.call("SADD", f"{prefix}:workers", self.name)
         for queue in self._said["queues"]:
             self._queues.note(queue)
         return True
@@ -55,7 +55,7 @@ class Presence:
         """Say that we are gone. Raises RedisAway."""
         prefix, client = self._queues.prefix, self._queues.client
         client.call("DEL", f"{prefix}:worker:{self.name}")
-        client.call("ZREM", f"{prefix}:workers", self.name)
+        client.call("SREM", f"{prefix}:workers", self.name)
 
     @staticmethod
     def memory() -> int:
@@ -70,8 +70,13 @@ class Presence:
 def workers(queues: Queues) -> list[KnownWorker]:
     """Return the workers that are there, by name. Raises RedisAway."""
     prefix, client = queues.prefix, queues.client
-    # Their own clocks: a day is enough of a difference for what is only tidied up.
-    client.call("ZREMRANGEBYSCORE", f"{prefix}:workers", "-inf", time.time() - 86_400)
-    names = [name.decode() for name in client.call("ZRANGE", f"{prefix}:workers", 0, -1)]
+    names = [name.decode() for name in client.call("SMEMBERS", f"{prefix}:workers")]
     texts = client.calls([("GET", f"{prefix}:worker:{name}") for name in names])
-    return sorted(KnownWorker(**json.loads(text)) for text in texts if text is not None)
+    found = []
+    for name, text in zip(names, texts, strict=True):
+        if text is None:
+            # Should it give a sign of life just now, it says its name again with the next one.
+            client.call("SREM", f"{prefix}:workers", name)
+        else:
+            found.append(KnownWorker(**json.loads(text)))
+    return sorted(found)

@@ -6,7 +6,7 @@ What each key holds, the scripts say where they begin.
 from __future__ import annotations
 
 import math
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ LEAST = 9
 LEASE = 30.0
 """Seconds of a job that names none."""
 _PAGE = 200
+_NOTED = 30.0
+"""Seconds after which all others are told again of a queue: Redis may have lost its memory."""
 _PLACES = ("suspects", *map(str, range(LEAST + 1)), "due")
 """Where jobs wait, in the order in which they would be taken."""
 
@@ -97,8 +99,7 @@ class Queues:
     def __init__(self, client: Client, namespace: str) -> None:
         self.client = client
         self.prefix = f"uwsgi_tasks:{namespace}" if namespace else "uwsgi_tasks"
-        self._known: set[str] = set()
-        self._knowing = threading.Lock()
+        self._noted: dict[str, float] = {}
 
     def root(self, queue: str) -> str:
         """Return what the keys of a queue begin with: all of them lie in one slot of a cluster."""
@@ -128,9 +129,10 @@ class Queues:
 
     def note(self, queue: str) -> None:
         """Have all others know of *queue*."""
-        if queue not in self._known:
+        now = time.monotonic()
+        if now > self._noted.get(queue, float("-inf")) + _NOTED:
             self.client.call("SADD", f"{self.prefix}:queues", queue)
-            self._known.add(queue)
+            self._noted[queue] = now
 
     def names(self) -> list[str]:
         """Return the queues that are known, by name."""

@@ -14,15 +14,13 @@ Reply = Any
 class Script:
     """A Lua script, one atomic step; its text opens with the keys that it touches."""
 
-    def __init__(self, name: str, text: str | None = None) -> None:
-        self._name = name
-        if text is not None:
-            self.text = text
+    def __init__(self, text: str = "", *, file: str = "") -> None:
+        self._text, self._file = text, file
 
     @cached_property
     def text(self) -> str:
-        """What it says: what is in the file of its name, beside this module."""
-        return (Path(__file__).parent / self._name).read_text()
+        """What it says."""
+        return self._text or (Path(__file__).parent / self._file).read_text()
 
     @cached_property
     def sha(self) -> str:
@@ -33,8 +31,8 @@ class Script:
 
     @classmethod
     def load(cls, name: str) -> Script:
-        """Return the script in the file *name* beside this module."""
-        return cls(name)
+        """Return the script in the file *name* beside this module, which is read when it runs."""
+        return cls(file=name)
 
 
 class Waiting(Protocol):
