@@ -232,7 +232,7 @@ class DataQueue:
                 found, pause = self._take(n, held)
         finally:
             # Not kept: its question stays open, and would take the token of another who waits.
-            pass
+            waiter.close()
         return found
 
     def _take(self, n: int, lease: int) -> tuple[dict[ItemId, Any], float]:

@@ -26,7 +26,7 @@ from tests.servers import (  # noqa: F401  fixtures
 from uwsgi_tasks import App
 from uwsgi_tasks.codec import decode
 from uwsgi_tasks.executors import Consuming, runtime
-from uwsgi_tasks.executors import thread as pools
+from uwsgi_tasks.executors import _pool as pools
 from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.redis.queues import Queues
 from uwsgi_tasks.server import Server

@@ -29,7 +29,7 @@ _MEGABYTE = 2**20
 def _address(text: str) -> tuple[str, int]:
     """Return host and port of ``8080`` or ``0.0.0.0:8080``. Raises click.BadParameter."""
     host, _, port = text.rpartition(":")
-    if not (port.isdecimal() and int(port) < _PORTS):
+    if not (port.isdecimal() and 0 < int(port) < _PORTS):
         raise click.BadParameter(f"{text!r} is no port: write 8080, or 0.0.0.0:8080")
     return host.strip("[]") or "127.0.0.1", int(port)
 

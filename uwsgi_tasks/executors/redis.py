@@ -98,7 +98,8 @@ class RedisExecutor(Executor):
             except RedisAway as error:
                 now = time.monotonic()
                 give_up = give_up or now + self._settings().redis_retry
-                if now >= give_up:
+                # What is to run once at most may have been taken, and run, though nobody said so.
+                if now >= give_up or not lease:
                     raise SubmitError(f"{job.task}: {error}") from error
                 time.sleep(_PAUSE)
             else:
