@@ -1,6 +1,6 @@
-"""Print the core's figures beside those of raw uWSGI, measured in the same run.
+"""Print the core's figures beside those of raw uWSGI, and Redis' beside others', of one run.
 
-python benchmarks/run.py            everything, with uwsgi-tasks 0.7.3 beside us; some minutes
+python benchmarks/run.py            everything, with uwsgi-tasks 0.7.3 and others beside us; long
 python benchmarks/run.py --quick    under a minute
 python benchmarks/run.py --smoke    only to see that it works; the figures mean nothing
 """
@@ -18,6 +18,7 @@ import latency
 import memory
 import mule_throughput
 import peers
+import redis_throughput
 import spooler_throughput
 import table
 import threads
@@ -62,11 +63,12 @@ def rows(scale, pythons):
 def main():
     """Measure, and print each row as soon as it is there."""
     parser = argparse.ArgumentParser(description="The core beside raw uWSGI.")
-    parser.add_argument("--quick", action="store_true", help="less of everything, and no 0.7.3")
+    parser.add_argument("--quick", action="store_true", help="less of everything, and no others")
     parser.add_argument("--smoke", action="store_true", help="only see that each of them works")
-    parser.add_argument("--no-peer", action="store_true", help="leave 0.7.3 out")
+    parser.add_argument("--no-peer", action="store_true", help="leave all others out")
     given = parser.parse_args()
     scale = SMOKE if given.smoke else QUICK if given.quick else FULL
+    beside = redis_throughput.scale_of(given)
     pythons = {"raw": sys.executable, "ours": sys.executable}
     if not (given.smoke or given.quick or given.no_peer) and (peer := peers.interpreter()):
         pythons["old"] = peer
@@ -78,6 +80,8 @@ def main():
         print(row, flush=True)
         wish = row.wish()
         missed += bool(wish and not wish[1])
+    print()
+    missed += redis_throughput.report(beside)
     print(f"\n{missed} missed; {time.monotonic() - start:.0f} s")
     return 0
 

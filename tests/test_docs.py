@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import click
 import pytest
 
 from tests.uwsgi_coverage import environment
+from uwsgi_tasks.model import TaskExecutor
+from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.task import Options
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -27,6 +30,8 @@ PAGES = sorted(
         *(ROOT / "docs").glob("*.md"),
     ]
 )
+
+LANGUAGES = {"python", "ini", "bash", "toml", "json", "mermaid", "redis", "systemd"}
 
 BLOCK = re.compile(
     r"^(?:<!-- test: (?P<word>[\w-]+): (?P<reason>[^\n]+) -->\n)?"
@@ -95,7 +100,7 @@ def test_every_fence_is_found():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_the_language_of_a_block_has_a_test(block):
-    assert block.language in {"python", "ini", "bash", "toml", "json", "mermaid"}
+    assert block.language in LANGUAGES
     assert block.word in {None, "no-run"}, f"{block}: unknown instruction {block.word}"
 
 
@@ -351,7 +356,7 @@ def python_runs(arguments):
     if arguments[0] == "-c":
         compile(arguments[1], "-c", "exec")
         return True
-    if arguments[:2] == ["manage.py", "uwsgi_tasks"]:
+    if arguments[:2] in (["manage.py", "uwsgi_tasks"], ["-m", "uwsgi_tasks"]):
         return command_line_takes(arguments[2:])
     return arguments[:2] == ["-m", "venv"] or arguments[0] == "manage.py"
 
@@ -372,6 +377,11 @@ def command_line_takes(arguments):
     return False
 
 
+def redis_cli_calls(arguments):
+    """Call a script of ours, which needs a Redis: the tests of the page do so."""
+    return arguments[0] == "--eval" and (ROOT / arguments[1]).exists()
+
+
 def shows_files(arguments):
     return bool(arguments)
 
@@ -388,6 +398,7 @@ COMMANDS = {
     "mkdir": shows_files,
     "uwsgi-tasks": command_line_takes,
     "export": lambda arguments: "=" in arguments[0],
+    "redis-cli": redis_cli_calls,
     "kill": lambda arguments: bool(re.fullmatch(r"-[A-Z]+", arguments[0])),
     # The name of the program is uwsgi from source, pyuwsgi from the wheel.
     "pyuwsgi": lambda arguments: arguments[0].startswith("--"),
@@ -420,6 +431,21 @@ def project_table():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+# What one types into redis-cli, tests/redis/test_documented_redis.py types there.
+@pytest.mark.parametrize("block", of("redis"), ids=str)
+def test_what_one_types_into_redis_are_commands(block):
+    for line in block.text.splitlines():
+        command, *_ = shlex.split(line)
+        assert re.fullmatch("[A-Z]+", command), line
+
+
+@pytest.mark.parametrize("block", of("systemd"), ids=str)
+def test_a_unit_of_systemd_can_be_read(block):
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(block.text)
+    assert parser.sections() == ["Unit", "Service", "Install"]
+
+
 def test_what_is_data_parses():
     for block in of("toml", "json"):
         {"toml": tomllib.loads, "json": json.loads}[block.language](block.text)
@@ -433,6 +459,24 @@ def test_a_state_diagram_uses_the_states_that_exist(block):
     drawn = set(re.findall(r"^\s*(\w+|\[\*\]) *-->", block.text, re.MULTILINE))
     drawn |= set(re.findall(r"--> *(\w+|\[\*\])", block.text))
     assert drawn - {"[*]"} <= {state.name for state in State} | {"DEAD"}
+
+
+def first_column(page, heading):
+    """Return the names in the first column of the table headed so."""
+    text = page.read_text()
+    lines = text[text.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()[2:]
+    return {name for line in lines for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+
+
+@pytest.mark.parametrize("kind", [Settings, Options], ids=["setting", "option"])
+def test_the_readme_has_each_setting_and_each_option(kind):
+    told = first_column(ROOT / "README.md", "setting" if kind is Settings else "option")
+    assert told == {field.name for field in fields(kind) if field.init}
+
+
+def test_the_readme_has_each_executor():
+    told = first_column(ROOT / "README.md", "executor")
+    assert told == set(TaskExecutor.__members__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

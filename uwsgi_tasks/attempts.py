@@ -201,6 +201,10 @@ class Worker:
         """Make *job* a dead letter. Raises NotKept."""
         self._lay_out(job, TasksError(reason), "")
 
+    def catch_up(self) -> None:
+        """Write down what the store has missed while it was away, if it is back."""
+        self._ledger.catch_up()
+
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
         fields = log_lines.of(job, self._executor)
@@ -315,12 +319,14 @@ class Worker:
     ) -> tuple[Any, BaseException | None]:
         if seconds is not None:
             self._limit(seconds)
+        limited = Interruptible(seconds)
         try:
-            with Interruptible(seconds):
+            with limited:
                 return attempt(seconds)
         except (TaskTimeout, TaskCancelled) as error:
             return None, error
         finally:
+            limited.leave()
             if seconds is not None:
                 self._limit(None)
 

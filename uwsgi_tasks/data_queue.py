@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from types import EllipsisType
 from typing import Any, NamedTuple
 
 from uwsgi_tasks.errors import InvalidTask, NotJson, RedisAway
-from uwsgi_tasks.redis.script import Redis, Reply, Script
+from uwsgi_tasks.log_lines import one_line
+from uwsgi_tasks.redis.script import Redis, Reply, Script, Waiting
 from uwsgi_tasks.times import seconds
 
 log = logging.getLogger(__name__)
@@ -131,6 +133,28 @@ class _Place:
         self.run(_PUT, 0, *entries)
 
 
+class _Bell:
+    """Rings for one thread of one process when there is something at *key*."""
+
+    def __init__(self, client: Redis, key: str) -> None:
+        self._for = client, key, os.getpid()
+        self.waiter = client.waiter([key])
+
+    def is_for(self, client: Redis, key: str) -> bool:
+        """Is it this one that such a reader needs?"""
+        return self._for == (client, key, os.getpid())
+
+    def __del__(self) -> None:
+        # With its thread, or with its queue.
+        self.waiter.close()
+
+
+class _Bells(threading.local):
+    """Of each thread its own."""
+
+    one: _Bell | None = None
+
+
 class DataQueue:
     """A queue of items, which are JSON, in the Redis of *client*.
 
@@ -175,6 +199,7 @@ class DataQueue:
             _Place(client, namespace, dead_letter) if isinstance(dead_letter, str) else None
         )
         """Where dead items are taken to, if they do not stay beside the others."""
+        self._bells = _Bells()
 
     def __repr__(self) -> str:
         return f"DataQueue({self.name!r})"
@@ -225,15 +250,23 @@ class DataQueue:
         found, pause = self._take(n, held)
         if found or not wait:
             return found
-        waiter = self._place.client().waiter([f"{self._place.base}:wake"])
+        is_told = False
         try:
             while not found and (left := end - time.monotonic()) > 0:
-                waiter.wait(min(left, pause))
+                is_told = self._waiter().wait(min(left, pause))
                 found, pause = self._take(n, held)
         finally:
-            # Not kept: its question stays open, and would take the token of another who waits.
-            waiter.close()
+            if not is_told:
+                # Its question is still open, and would take the token of another who waits.
+                self._bells.one = None
         return found
+
+    def _waiter(self) -> Waiting:
+        """Return this thread's; a new one would cost more than most waits last."""
+        client, key, bell = self._place.client(), f"{self._place.base}:wake", self._bells.one
+        if bell is None or not bell.is_for(client, key):
+            bell = self._bells.one = _Bell(client, key)
+        return bell.waiter
 
     def _take(self, n: int, lease: int) -> tuple[dict[ItemId, Any], float]:
         """Return what there is, and the seconds after which there may be more."""
@@ -326,7 +359,9 @@ class DataQueue:
                 own.run(_DONE, *receipts)
         except RedisAway as error:
             # Not raised: the caller has items in hand. The next one carries them.
-            log.warning("data queue %s: dead items stay here for now: %s", self.name, error)
+            log.warning(
+                "data queue %s: dead items stay here for now: %s", self.name, one_line(error)
+            )
 
     def requeue(self, items: Iterable[str] | None = None) -> set[str]:
         """Let dead items live again, with all their attempts, behind all others; return their ids.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -10,7 +9,8 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from uwsgi_tasks.errors import ConfigurationError
 
@@ -20,19 +20,13 @@ _PATIENCE = 5.0
 """Seconds that one who asks may take for it."""
 
 
-@contextlib.contextmanager
-def answering(
-    address: tuple[str, int] | None,
-    is_healthy: Callable[[], bool],
-    facts: Callable[[], dict[str, object]],
-) -> Iterator[None]:
-    """Answer HTTP at *address*, host and port, meanwhile: 200 if all is well, else 503.
+def answer(
+    address: tuple[str, int], is_healthy: Callable[[], bool], facts: Mapping[str, object]
+) -> None:
+    """Answer HTTP at *address*, host and port, until the process ends: 200 if all is well, or 503.
 
     *facts* are shown, as JSON. Raises ConfigurationError if the address cannot be had.
     """
-    if address is None:
-        yield
-        return
     host, port = address
     try:
         server = _Server(address, _handler(is_healthy, facts))
@@ -40,12 +34,9 @@ def answering(
         raise ConfigurationError(f"--health {host}:{port}: {error.strerror or error}") from error
     # A process that outlives us must not keep the address from who takes our place.
     os.register_at_fork(after_in_child=server.socket.close)
-    threading.Thread(target=server.serve_forever, name="uwsgi_tasks probes", daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+    # It looks after nothing else, and need not look up.
+    serve = partial(server.serve_forever, poll_interval=3600)
+    threading.Thread(target=serve, name="uwsgi_tasks probes", daemon=True).start()
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -62,7 +53,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 def _handler(
-    is_healthy: Callable[[], bool], facts: Callable[[], dict[str, object]]
+    is_healthy: Callable[[], bool], facts: Mapping[str, object]
 ) -> type[socketserver.BaseRequestHandler]:
     # A megabyte, which most workers need not pay for.
     from http.server import BaseHTTPRequestHandler  # noqa: PLC0415
@@ -72,7 +63,7 @@ def _handler(
 
         def do_GET(self) -> None:
             is_well = is_healthy()
-            said = json.dumps({"healthy": is_well, **facts()}).encode()
+            said = json.dumps({"healthy": is_well, **facts}).encode()
             self.send_response(200 if is_well else 503)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(said)))

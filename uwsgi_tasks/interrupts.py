@@ -7,34 +7,40 @@ import ctypes
 import signal
 import threading
 import time
+from queue import Empty, SimpleQueue
 
 from uwsgi_tasks.errors import TaskCancelled, TaskTimeout
 
 _INSISTENCE = 5.0
 """Seconds after which it is interrupted again, having caught that and gone on."""
+_SOON = 0.01
+_NEVER = float("inf")
 
 
 class _Region:
     """What one thread runs, and may be interrupted in.
 
-    There is one token: who takes it out decides. The thread takes it when it leaves; who
-    interrupts it, before; then the thread does not leave before that has arrived.
+    There is one token, once it has begun: who takes it out decides. The thread takes it when it
+    leaves; who interrupts it, before; then the thread leaves as one that may be interrupted at any
+    moment.
     """
 
-    __slots__ = ("deadline", "has_arrived", "seconds", "tokens")
+    __slots__ = ("deadline", "has_left", "is_interrupted", "seconds", "tokens")
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self.deadline = float("inf") if seconds is None else time.monotonic() + seconds
-        self.tokens = [1]
-        self.has_arrived = False
+        self.deadline = _NEVER if seconds is None else time.monotonic() + seconds
+        self.tokens: list[int] = []
+        # Both under the lock; of a thread that was never interrupted its token alone counts.
+        self.is_interrupted = False
+        self.has_left = False
 
 
 class _TimeIsOver(TaskTimeout):
     """Raised in the thread, which makes it with no arguments."""
 
     def __init__(self) -> None:
-        region = _arrived()
+        region = _regions.get(threading.get_ident())
         seconds = None if region is None else region.seconds
         super().__init__(f"it took longer than its timeout of {seconds or 0:g} s")
 
@@ -46,7 +52,6 @@ class _Killed(TaskCancelled):
     """Raised in the thread, which makes it with no arguments."""
 
     def __init__(self) -> None:
-        _arrived()
         super().__init__("it was cancelled while it ran, with kill=True")
 
     def __reduce__(self) -> tuple[type[TaskCancelled], tuple[object, ...]]:
@@ -60,27 +65,25 @@ for _kind, _plain in ((_TimeIsOver, TaskTimeout), (_Killed, TaskCancelled)):
 
 _regions: dict[int, _Region] = {}
 """By the thread's ident."""
-
-
-def _arrived() -> _Region | None:
-    region = _regions.get(threading.get_ident())
-    if region is not None:
-        region.has_arrived = True
-    return region
+_interrupting = threading.Lock()
 
 
 def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
     """Have *kind* raised in a thread, between two steps of Python code; False if it has left.
 
     A call of C code, such as a wait for the network, ends first; but for those of the main thread,
-    if it has called `listen`.
+    if it has called `listen`. Also raised in one that has caught it before, and goes on.
     """
-    try:
-        region.tokens.pop()
-    except IndexError:
-        return False
-    region.has_arrived = False
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
+    with _interrupting:
+        if not region.is_interrupted:
+            try:
+                region.tokens.pop()
+            except IndexError:
+                return False
+            region.is_interrupted = True
+        if region.has_left:
+            return False
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
     if ident == threading.main_thread().ident and callable(signal.getsignal(signal.SIGALRM)):
         # There, a signal ends what the thread waits for; its handler is where this is raised.
         signal.pthread_kill(ident, signal.SIGALRM)
@@ -103,6 +106,7 @@ class Interruptible:
 
     def __init__(self, seconds: float | None = None) -> None:
         self._seconds = seconds
+        self._region: _Region | None = None
 
     def __enter__(self) -> None:
         ident = self._ident = threading.get_ident()
@@ -110,78 +114,115 @@ class Interruptible:
         region = self._region = _regions[ident] = _Region(self._seconds)
         if self._seconds is not None:
             _clock.look(region.deadline)
+        region.tokens.append(1)
 
     def __exit__(self, *raised: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Let nothing be raised from now on, also where an interrupt has kept us from leaving.
+
+        That may come as the first thing of the call that would do so: whoever catches it calls
+        this.
+        """
+        region = self._region
+        if region is None:
+            return
         try:
             # Nearly always nobody has taken it.
-            self._region.tokens.pop()
+            region.tokens.pop()
         except IndexError:
-            _wait_for_arrival(self._region)
-        finally:
-            if self._outer is None:
-                del _regions[self._ident]
-            else:
-                _regions[self._ident] = self._outer
+            _leave(region)
+        outer = self._outer
+        if outer is None:
+            _regions.pop(self._ident, None)
+        else:
+            _regions[self._ident] = outer
+            if outer.seconds is not None:
+                # Nobody has looked at it meanwhile.
+                _clock.look(outer.deadline)
+        self._region = None
 
 
-def _wait_for_arrival(region: _Region) -> None:
+def _leave(region: _Region) -> None:
     """Let what is on its way arrive here, and not in what comes afterwards."""
-    with contextlib.suppress(_TimeIsOver, _Killed):
-        while not region.has_arrived:
-            time.sleep(0.0005)
+    has_come = False
+    while not has_come:
+        with contextlib.suppress(_TimeIsOver, _Killed):
+            with _interrupting:
+                # From now on nobody sends another one.
+                region.has_left = True
+            # At the turn of a loop, at the latest, Python raises what was sent.
+            for _ in range(3):
+                has_come = region.has_left
 
 
-def kill(ident: int) -> bool:
-    """Raise TaskCancelled in the thread of this ident, if it runs something; say whether."""
+def running(ident: int) -> object:
+    """Return what stands for the thing that the thread of this ident runs; None if nothing does."""
+    return _regions.get(ident)
+
+
+def kill(ident: int, thing: object = None) -> bool:
+    """Raise TaskCancelled in the thread of this ident, if it runs something; say whether.
+
+    If it runs this *thing*, where one is given, and not the next.
+    """
     region = _regions.get(ident)
-    if region is None:
+    if region is None or thing not in {None, region}:
         return False
-    if region.has_arrived and not region.tokens:
-        # It has caught that, and goes on.
-        region.tokens.append(1)
     return _raise_in(ident, region, _Killed)
 
 
 class _Clock:
-    """Interrupts those whose time is over; it has a thread while there are any."""
+    """Interrupts those whose time is over, from a thread of its own.
+
+    Those who call it may be interrupted at any moment: they hold no lock that is Python code.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
-        self._next = float("inf")
+        self._starting = threading.Lock()
+        self._looks: SimpleQueue[None] = SimpleQueue()
+        self._next = _NEVER
+        """When the thread looks again, at the latest."""
 
     def look(self, deadline: float) -> None:
-        """Look at *deadline*, at the latest."""
-        with self._changed:
+        """Look at *deadline*, at the latest; it is that of a region by now."""
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+        if deadline < self._next:
+            self._next = deadline
+            self._looks.put(None)
+
+    def _start(self) -> None:
+        with self._starting:
+            # Of a process that was forked, nothing is left but what it had noted.
             if self._thread is None or not self._thread.is_alive():
+                looks = self._looks = SimpleQueue()
+                self._next = _NEVER
                 self._thread = threading.Thread(
-                    target=self._work, name="uwsgi_tasks time limits", daemon=True
+                    target=self._work, args=(looks,), name="uwsgi_tasks time limits", daemon=True
                 )
                 self._thread.start()
-            if deadline < self._next:
-                self._next = deadline
-                self._changed.notify()
 
-    def _work(self) -> None:
+    def _work(self, looks: SimpleQueue[None]) -> None:
+        first = _NEVER
         while True:
-            with self._changed:
-                while (left := self._next - time.monotonic()) > 0:
-                    self._changed.wait(None if left == float("inf") else left)
-                self._next = float("inf")
-            first = self._interrupt()
-            with self._changed:
-                self._next = min(self._next, first)
+            with contextlib.suppress(Empty):
+                looks.get(timeout=None if first == _NEVER else max(0.0, first - time.monotonic()))
+            # In this order: a deadline that comes from now on is seen, or has us look again.
+            self._next = _NEVER
+            self._next = first = self._interrupt()
 
     @staticmethod
     def _interrupt() -> float:
         """Interrupt whose time is over; return when the next one's is."""
-        now, first = time.monotonic(), float("inf")
+        now, first = time.monotonic(), _NEVER
         for ident, region in list(_regions.items()):
             if region.deadline <= now:
-                if region.has_arrived and not region.tokens:
-                    region.tokens.append(1)
-                _raise_in(ident, region, _TimeIsOver)
-                region.deadline = now + _INSISTENCE
+                is_sent = _raise_in(ident, region, _TimeIsOver)
+                # Else it is about to begin, or has just left.
+                region.deadline = now + (_INSISTENCE if is_sent else _SOON)
             first = min(first, region.deadline)
         return first
 

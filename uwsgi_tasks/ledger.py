@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,8 @@ _CLAIM = 10.0
 """Seconds that a caller gets to submit what it has claimed the unique key for."""
 _HELD = 86_400.0
 """Seconds after which a key is free whose job was lost, as one in a killed mule is."""
+_OWED = 1000
+"""Writes that a process remembers which the store has missed."""
 COUNTS_KEPT = 30 * 86_400.0
 """Seconds for which runs are counted."""
 _PURGE = 60.0
@@ -48,7 +51,8 @@ class Place(Protocol):
 class Ledger:
     """Writes down in the store what jobs ask for, and counts all of them.
 
-    Where the store is away, the job goes on: what could not be written is logged.
+    Where the store is away, the job goes on: what could not be written is logged, and how it
+    ended is written when the store is back, by this process and for as long as it lives.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Ledger:
         # Of each process its own: one that another thread holds in a fork is never free again.
         # Not plain ones: a signal's handler may cancel a job, which is counted too.
         self._counting: dict[int, threading.RLock] = {}
+        self._owed: deque[Callable[[], object]] = deque(maxlen=_OWED)
         self._purged_at = float("-inf")
         self._asked: tuple[str, float, Stop] = ("", 0.0, Stop.NOT)
 
@@ -150,6 +155,8 @@ class Ledger:
         try:
             self._store().save(record, _kept_for(job, state))
         except _AWAY as away:
+            if state.is_final:
+                self._owed.append(lambda: self._store().save(record, _kept_for(job, state)))
             log.warning(
                 "%s: that it is %s could not be kept: %s",
                 one_line(job),
@@ -158,7 +165,22 @@ class Ledger:
                 extra=of(job, executor),
             )
         else:
+            self.catch_up()
             self._purge()
+
+    def catch_up(self) -> None:
+        """Write how those jobs ended which did while the store was away, if it is back."""
+        while self._owed:
+            try:
+                write = self._owed.popleft()
+            except IndexError:
+                # Another thread does it.
+                return
+            try:
+                write()
+            except _AWAY:
+                self._owed.appendleft(write)
+                return
 
     def _purge(self) -> None:
         """Delete a little of what has expired, now and then."""
@@ -224,8 +246,9 @@ class Ledger:
         try:
             self._store().release_all(id)
         except _AWAY as error:
+            self._owed.append(lambda: self._store().release_all(id))
             log.warning(
-                "job %s: its unique key is held for up to a day: %s",
+                "job %s: its unique key is held for up to a day if the store stays away: %s",
                 id,
                 one_line(error),
                 extra={"job_id": id},

@@ -11,9 +11,12 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
+
+from uwsgi_tasks.log_lines import one_line
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,34 @@ def ends() -> list[signal.Signals]:
     """Return what tells this process to end; nohup keeps SIGHUP from it."""
     found = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
     return [each for each in found if signal.getsignal(each) is not signal.SIG_IGN]
+
+
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
+
+
+def hear(numbers: Iterable[signal.Signals], handler: Handler) -> None:
+    """Have *handler* called for signals, also those that were held; for the main thread."""
+    for number in numbers:
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def hold(numbers: Iterable[signal.Signals]) -> None:
+    """Keep signals for the program that this process becomes; for the main thread.
+
+    Where another thread gets one, the process ends: what nobody hears must not be lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def flush() -> None:
+    """Write what was said, so that neither a fork says it again nor an end keeps it back."""
+    for stream in (sys.stdout, sys.stderr):
+        # There is none where they were closed, and perhaps nobody who reads it.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
 
 
 @dataclass
@@ -81,12 +112,11 @@ class Processes:
         For the main thread.
         """
         signal.set_wakeup_fd(self._tells, warn_on_full_buffer=False)
-        for number in self._heeded:
-            signal.signal(number, lambda *_: None)
+        hear(self._heeded, _take_note)
         self._keep()
-        self._forget_signals()
-        if any(number in self._ends for number in self._heard()):
-            self.is_to_reload = False
+        if self.is_to_reload:
+            hold(self._ends)
+            self.is_to_reload = not any(number in self._ends for number in self._heard())
         return self._code
 
     def reload(self) -> None:
@@ -146,11 +176,6 @@ class Processes:
         self._code = _KILLED
         self._tell(signal.SIGKILL)
 
-    def _forget_signals(self) -> None:
-        for number in self._heeded:
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-
     # ---- the processes ----------------------------------------------------------------------
 
     def _next_due(self) -> float:
@@ -171,14 +196,13 @@ class Processes:
     def _start(self, child: _Child) -> None:
         parent = os.getpid()
         child.started_at = time.monotonic()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         # What comes to the fork before it has its own handlers must not tell us.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._heeded)
         try:
             child.pid = os.fork()
         except OSError as error:
-            log.warning("a worker's process could not be started: %s", error)
+            log.warning("a worker's process could not be started: %s", one_line(error))
             child.due = time.monotonic() + _LONGEST_PAUSE
         else:
             if not child.pid:
@@ -191,10 +215,10 @@ class Processes:
         try:
             # Ctrl-C is for the parent, which tells us.
             os.setpgid(0, 0)
-            self._forget_signals()
-            # Until somebody listens to it: by itself it would end us.
-            signal.signal(STACKS, lambda *_: None)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._heeded)
+            signal.set_wakeup_fd(-1)
+            hear([*self._ends, signal.SIGCHLD], signal.SIG_DFL)
+            # Until somebody shows what we do: by itself it would end us.
+            hear([STACKS], _take_note)
             _die_with(parent)
 
             def is_well() -> None:
@@ -208,8 +232,7 @@ class Processes:
             log.exception("a worker's process failed")
         finally:
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush()
             # What the parent does when it ends is not ours to do.
             os._exit(code)
 
@@ -237,6 +260,10 @@ class Processes:
                 pid, status = os.waitpid(child.pid, os.WNOHANG)
                 if pid:
                     yield child, status
+
+
+def _take_note(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: that it came is written down where we read it."""
 
 
 def _die_with(parent: int) -> None:

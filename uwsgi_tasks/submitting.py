@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from uwsgi_tasks.errors import InvalidTask, SubmitError, TasksError
@@ -21,7 +21,7 @@ from uwsgi_tasks.onion import Onion
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.spool_file import pack_raw
-from uwsgi_tasks.task import Task, options
+from uwsgi_tasks.task import Options, Task, options
 from uwsgi_tasks.times import due
 from uwsgi_tasks.tracker import Tracker
 
@@ -36,9 +36,18 @@ _FLEETING = {TaskExecutor.AUTO, TaskExecutor.RUNTIME, TaskExecutor.THREAD}
 """Executors of dead letters whose process may be gone."""
 _RESUBMITTED = {
     "executor", "at", "priority", "spooler", "mule", "working_dir", "retry_count",
-    "retry_timeout", "expires", "result_ttl", "durable",
+    "retry_timeout", "expires", "result_ttl", "durable", "queue",
 }  # fmt: skip
 """The options that a job may be given when it is submitted again."""
+
+
+def _changed(job: Job, given: Options, changes: Iterable[str]) -> Job:
+    for name in changes:
+        if name not in _RESUBMITTED:
+            raise InvalidTask(f"{name}= cannot change when a job is submitted again")
+        if name in Job._fields and name not in {"at", "unique"}:
+            job = job._replace(**{name: getattr(given, name)})
+    return job
 
 
 class Submitting:
@@ -222,11 +231,7 @@ class Submitting:
         elif executor == TaskExecutor.AUTO:
             executor = TaskExecutor.SPOOLER if self._spooler.ready() else TaskExecutor.RUNTIME
         now = time.time()
-        for name in changes:
-            if name not in _RESUBMITTED:
-                raise InvalidTask(f"{name}= cannot change when a job is submitted again")
-            if name in Job._fields and name not in {"at", "unique"}:
-                job = job._replace(**{name: getattr(given, name)})
+        job = _changed(job, given, changes)
         at, delay = due(given.at, now)
         if "at" not in changes and job.at is not None and job.at > now:
             # Its time had not come when its process ended.
@@ -236,6 +241,8 @@ class Submitting:
         job = job._replace(attempt=1, began_at=None, submitted_at=now)
         job = job._replace(at=at, delay=delay, expires_at=expires_at)
         chosen = self.diversion or self._executor(executor)
+        if "queue" in changes and not chosen.has_queues:
+            raise InvalidTask(f"queue= is for redis: {chosen.name} has none")
         holder = self._claim(job)
         if holder is not None:
             raise SubmitError(f"{job}: its unique key is held by job {holder}: wait for its end")

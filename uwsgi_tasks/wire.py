@@ -131,8 +131,13 @@ def _no_field(name: str) -> NoReturn:
 
 def encode_value(value: Any) -> bytes:
     """Return what a task returned as bytes. Raises NotJson."""
-    _check(value, "the value", "")
-    return _SAFE(value).encode()
+    why = _complaint(value)
+    try:
+        if not why:
+            return _SAFE(value).encode()
+    except ValueError as error:
+        why = f" ({error})"
+    raise NotJson(f"the value{why} cannot be written as JSON; with a 'secret' it is pickled")
 
 
 def decode_value(payload: bytes) -> Any:
@@ -155,7 +160,14 @@ def _check_shared(job: Job) -> None:
 
 
 def _check(value: Any, where: str, task: str) -> None:
-    """Raise NotJson if *value* would not be the same when it comes out again.
+    """Raise NotJson if *value* would not be the same when it comes out again."""
+    why = _complaint(value)
+    if why:
+        raise _refused(task, where, why)
+
+
+def _complaint(value: Any) -> str:
+    """Return what makes *value* another one when it comes out; nothing if it stays the same.
 
     Tuples are let through, and come out as lists.
     """
@@ -163,9 +175,9 @@ def _check(value: Any, where: str, task: str) -> None:
         found = _unfit(value, 0)
     except RecursionError:
         found = "something that holds itself"
-    if found:
-        is_within = type(value) in _BOXES
-        raise _refused(task, where, f" holds {found}, and" if is_within else f", {found},")
+    if not found:
+        return ""
+    return f" holds {found}, and" if type(value) in _BOXES else f", {found},"
 
 
 def _unfit(value: Any, depth: int) -> str:
@@ -201,5 +213,5 @@ def _blamed(job: Job, error: ValueError) -> NotJson:
 def _refused(task: str, where: str, why: str) -> NotJson:
     return NotJson(
         f"{task}: {where}{why} cannot be written as JSON; pass what it is made of, such as a "
-        "text or a primary key, or declare the task with serializer='pickle'".removeprefix(": ")
+        "text or a primary key, or declare the task with serializer='pickle'"
     )

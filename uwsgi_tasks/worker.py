@@ -21,9 +21,10 @@ from uwsgi_tasks import default_app
 from uwsgi_tasks.app import App
 from uwsgi_tasks.errors import ConfigurationError
 from uwsgi_tasks.executors import Consuming
-from uwsgi_tasks.health import answering
+from uwsgi_tasks.health import answer
+from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.model import TaskExecutor
-from uwsgi_tasks.processes import AGAIN, STACKS, Processes, ends
+from uwsgi_tasks.processes import AGAIN, STACKS, Processes, ends, flush, hear, hold
 from uwsgi_tasks.settings import parse_queues
 
 log = logging.getLogger(__name__)
@@ -55,14 +56,15 @@ def main() -> NoReturn:
     """Run jobs from Redis in a mule: ``mule = uwsgi_tasks.worker:main``.
 
     The settings ``queues`` and ``threads`` say which, and how many at a time. What runs when the
-    server stops or reloads has as long as its ``mule-reload-mercy``.
+    server stops or reloads has as long as its ``mule-reload-mercy``. With lazy-apps no function
+    can be named there, at which uWSGI crashes, but a file that imports the tasks and calls this.
     """
     app = default_app
     app.server.take_no_messages()
     try:
         work = _mules_work(app)
     except ConfigurationError as error:
-        log.critical("this mule runs no jobs: %s", error)
+        log.critical("this mule runs no jobs: %s", one_line(error))
         # uWSGI would start it again each second, to the same end.
         while True:
             time.sleep(_FOREVER)
@@ -76,8 +78,9 @@ def main() -> NoReturn:
 def _mules_work(app: App) -> _Work:
     if not app.tasks:
         raise ConfigurationError(
-            "no task is declared here: import them where uWSGI forks; with lazy-apps, name their "
-            "module in 'shared-import'"
+            "no task is declared: import their modules where uWSGI loads the application, before "
+            "it forks; with lazy-apps, in a file of your own that then calls this function, as "
+            "'mule = worker.py'"
         )
     settings = app.settings
     consuming = Consuming(
@@ -89,6 +92,11 @@ def _mules_work(app: App) -> _Work:
 
 
 # ---- as a program -----------------------------------------------------------------------------
+
+
+def end_when_told() -> None:
+    """Have this process end with 0 when it is told to, for as long as it does not work yet."""
+    hear(ends(), lambda *_: sys.exit(0))
 
 
 def run(app: App, plan: Plan) -> int:
@@ -111,8 +119,8 @@ def _run_alone(app: App, plan: Plan, here: Path) -> int:
     # Nobody else starts another process.
     consuming = replace(plan.consuming, abandon=abandon)
     work = _Work(app, replace(plan, consuming=consuming))
-    with answering(plan.health, lambda: work.is_well, lambda: _facts(plan)):
-        work.run(alone=True)
+    _answer(plan, lambda: work.is_well)
+    work.run(alone=True)
     if work.is_recycled:
         start_anew(here)
     return 0
@@ -128,25 +136,28 @@ def _run_several(app: App, plan: Plan, here: Path) -> int:
         own.run(alone=False)
         return 0
 
+    if "django.db" in sys.modules:
+        # What importing has opened cannot be used by several.
+        sys.modules["django.db"].connections.close_all()
     herd = Processes(plan.processes, work, plan.consuming.grace + _SECOND_LOOK)
     if plan.reload:
         _reload_on(changes(plan.reload), herd.reload)
-    with answering(plan.health, lambda: herd.are_well, lambda: _facts(plan)):
-        code = herd.run()
+    _answer(plan, lambda: herd.are_well)
+    code = herd.run()
     if herd.is_to_reload:
         start_anew(here)
     return code
 
 
-def _facts(plan: Plan) -> dict[str, object]:
-    return {"processes": plan.processes, "pid": os.getpid()}
+def _answer(plan: Plan, is_well: Callable[[], bool]) -> None:
+    if plan.health is not None:
+        answer(plan.health, is_well, {"processes": plan.processes, "pid": os.getpid()})
 
 
 def start_anew(folder: Path) -> NoReturn:
     """Become a new process, under the same number, that begins in *folder*; for any thread."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os.chdir(folder)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  itself
 
@@ -223,17 +234,15 @@ class _Work:
                 # Leases decide what becomes of what runs.
                 os._exit(_KILLED)
 
-        for number in numbers:
-            signal.signal(number, end)
+        hear(numbers, end)
         _trim()
         # Where standard error is no file, nobody could read it.
         with contextlib.suppress(ValueError, OSError, AttributeError):
             faulthandler.register(STACKS, all_threads=True)
         self._consumer.run()
         if not self.is_told:
-            # Nothing runs here any more; and who takes our place would not hear it.
-            for number in numbers:
-                signal.signal(number, signal.SIG_DFL)
+            # Nothing runs here any more, and another one is to take our place.
+            hold(numbers)
 
     def tell_each_second(self, is_well: Callable[[], None]) -> None:
         """Call *is_well* for as long as that is so."""

@@ -1,12 +1,17 @@
 """`manage.py uwsgi_tasks` in a real project."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tests.servers import redis_server  # noqa: F401  a fixture
 from tests.uwsgi_coverage import environment
+from uwsgi_tasks.redis.client import Client
+from uwsgi_tasks.redis.queues import Queues
 
 MANAGE = """
 import os, sys
@@ -136,3 +141,87 @@ def test_settings_that_do_not_import_are_one_line(project):
     assert ran.returncode == 2
     assert "mysite.none" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def work(project, redis_server):  # noqa: F811  the fixture
+    """Start `manage.py uwsgi_tasks worker`, and end it with the test."""
+    redis_server.flush()
+    started = []
+
+    def start(*words):
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "uwsgi_tasks", "worker", *words],
+            cwd=project,
+            env=environment(UWSGI_TASKS_REDIS=redis_server.url),
+            stdout=(project / "out").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def submit(server, task, **options):
+    queues = Queues(Client(server.url), "")
+    queues.submit("default", ["job-1", json.dumps({"task": task, "args": ["ada"]})], **options)
+
+
+def wait_for(condition, process, project):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None, (project / "out").read_text()
+        assert time.monotonic() < deadline, (project / "out").read_text()
+        time.sleep(0.02)
+
+
+def test_its_worker_knows_the_tasks_of_djangos_applications(project, work, redis_server):  # noqa: F811
+    submit(redis_server, "mysite.tasks.send")
+    worker = work()
+    wait_for(lambda: "of the tests ada" in (project / "out").read_text(), worker, project)
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(30) == 0
+
+
+def test_its_worker_starts_anew_as_it_was_started(project, work, redis_server):  # noqa: F811
+    worker = work("--max-jobs", "1")
+    submit(redis_server, "mysite.tasks.send")
+    wait_for(lambda: (project / "out").read_text().count("tasks  ") == 2, worker, project)
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(30) in {0, -signal.SIGTERM}
+
+
+def test_what_importing_has_opened_is_not_for_several_processes(project, work, redis_server):  # noqa: F811
+    with (project / "mysite" / "settings.py").open("a") as settings:
+        settings.write(
+            'DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db"}}\n'
+        )
+    (project / "mysite" / "tasks.py").write_text(
+        "from django.db import connection\n"
+        "from uwsgi_tasks import task\n\n"
+        "connection.ensure_connection()\n\n"
+        "@task\n"
+        "def look(to):\n"
+        "    print('has one' if connection.connection else 'has none')\n"
+    )
+    submit(redis_server, "mysite.tasks.look")
+    worker = work("--processes", "2")
+    wait_for(lambda: "has " in (project / "out").read_text(), worker, project)
+
+    assert "has none" in (project / "out").read_text()
+
+
+def test_a_module_of_tasks_that_does_not_import_is_one_line(project, redis_server):  # noqa: F811
+    (project / "mysite" / "tasks.py").write_text("import no_such_module\n")
+
+    ran = manage(project, "worker")
+
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1
+    assert "importing the tasks of Django's applications failed" in ran.stderr

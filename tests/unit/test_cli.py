@@ -102,7 +102,7 @@ def test_help_is_there(run, words):
 
 
 def test_help_lists_the_exit_codes(run):
-    assert "4  the spooler's directory or the store" in run("--help").out
+    assert "4  the spooler's directory, the store or Redis" in run("--help").out
 
 
 def test_the_version_is_that_of_the_package(run):

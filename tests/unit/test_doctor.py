@@ -18,10 +18,11 @@ from types import SimpleNamespace
 import pytest
 
 from uwsgi_tasks import App, Retry, TaskExecutor, doctor, probe
+from uwsgi_tasks.doctor import asking, directory, limits, looking, redis, serving, spelling
 from uwsgi_tasks.doctor import case as case_module
-from uwsgi_tasks.doctor import directory, limits, looking, serving, spelling
-from uwsgi_tasks.doctor.case import Case, Directory
+from uwsgi_tasks.doctor.case import Case, Directory, Member, Memory, Redis
 from uwsgi_tasks.errors import ConfigurationError, StoreError
+from uwsgi_tasks.model import KnownWorker, Sizes
 from uwsgi_tasks.probe import Facts, Silence
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
@@ -797,6 +798,268 @@ def test_the_store(examine, patient, store, code, level):
 
     assert set(found) - HARMLESS == ({code} if code else set())
     assert code is None or found[code].level == level
+
+
+# --- Redis
+
+TOLD = {
+    "redis_version": "7.2.4",
+    "role": "master",
+    "maxmemory_policy": "noeviction",
+    "maxmemory": "1000",
+    "used_memory": "100",
+    "aof_enabled": "1",
+    "appendfsync": "always",
+}
+NO_LOG = {"aof_enabled": "0"}
+EVICTING = {"maxmemory_policy": "allkeys-lru"}
+LIMITLESS = {"maxmemory": "0"}
+REPLICA = "You can't write against a read only replica."
+FULL = "command not allowed when used memory > 'maxmemory'."
+STUCK = "Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."
+
+
+def member(skew=0.0, place="redis://one", **told):
+    return Member(place=place, skew=skew, told={**TOLD, **told})
+
+
+def worker(*tasks, queues=("default",)):
+    return KnownWorker("a.1.b", "a", 1, list(queues), 4, 0.0, 0, 0, list(tasks))
+
+
+@pytest.fixture
+def judged(patient):
+    """Judge such a Redis, and give the findings that are not ok."""
+
+    def judged(*members, memory=None, **changes):
+        seen = Redis(place="redis://one", members=members or [member()], **changes)
+        case = Case(
+            options={},
+            has_options=False,
+            settings=patient.settings,
+            tasks=list(patient.tasks.values()),
+            memory=memory,
+            redis=seen,
+        )
+        found = [one for group in (redis.SERVER, redis.WORKERS) for one in group.judge(case)]
+        return {finding.code: finding for finding in found if finding.level != "ok"}
+
+    patient.declares(executor="redis")
+    return judged
+
+
+def test_a_redis_that_is_well_has_nothing_but_ok(judged):
+    workers = [worker("mysite.tasks.one")]
+
+    assert judged(workers=workers, sizes={"default": Sizes(3, 2, 1)}) == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "level"),
+    [
+        ({"redis_version": "6.0.16"}, "redis-old", "error"),
+        ({"redis_version": "5.0"}, "redis-old", "error"),
+        ({"redis_version": "6.2.0"}, None, None),
+        ({"redis_version": "10.0.1"}, None, None),
+        ({"redis_version": "of our own"}, None, None),
+        ({"role": "slave"}, "redis-replica", "error"),
+        (EVICTING, "redis-evicts", "error"),
+        ({**EVICTING, **LIMITLESS}, "redis-evicts", "warning"),
+        ({"maxmemory_policy": "volatile-ttl"}, "redis-evicts", "warning"),
+        ({"used_memory": "901"}, "redis-full", "warning"),
+        ({"used_memory": "900"}, None, None),
+        ({"used_memory": "901", **LIMITLESS}, None, None),
+        ({**NO_LOG, "save": ""}, "redis-forgets", "warning"),
+        ({**NO_LOG, "save": "3600 1"}, "redis-snapshots", "note"),
+        (NO_LOG, None, None),  # nobody knows of the snapshots
+        ({"appendfsync": "everysec"}, "redis-fsync", "note"),
+        ({"appendfsync": "no"}, "redis-fsync", "note"),
+        ({"skew": 60.0}, "redis-clock", "warning"),
+        ({"skew": -60.0}, "redis-clock", "warning"),
+        ({"skew": 1.5}, None, None),
+    ],
+)
+def test_what_a_redis_tells_of_itself(judged, told, code, level):
+    found = judged(member(**told))
+
+    assert {code: finding.level for code, finding in found.items()} == (
+        {code: level} if code else {}
+    )
+
+
+def test_of_several_servers_the_one_is_named_with_which_something_is_wrong(judged):
+    found = judged(member(), member(place="10.0.0.2:6379", **EVICTING))
+
+    assert found["redis-evicts"].what.startswith("10.0.0.2:6379 ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "level"),
+    [
+        ({"trouble": "refused"}, "redis-unreachable", "error"),
+        ({"unwritable": REPLICA}, "redis-replica", "error"),
+        ({"unwritable": FULL}, "redis-full", "error"),
+        ({"unwritable": STUCK}, "redis-unwritable", "error"),
+        ({"refused": ["HSET", "ZADD"]}, "redis-refuses", "error"),
+        ({"closed": ["uwsgi_tasks:*"]}, "redis-refuses", "error"),
+        ({"hidden": ["INFO"]}, "redis-hides", "note"),
+    ],
+)
+def test_what_a_redis_does_not_do(judged, changes, code, level):
+    found = judged(**changes)
+
+    assert {code: finding.level for code, finding in found.items()} == {code: level}
+
+
+def test_all_commands_that_are_refused_are_named(judged):
+    found = judged(refused=["HSET", "RPUSH", "SADD", "ZADD"])["redis-refuses"]
+
+    assert found.what.endswith(": HSET, RPUSH, SADD, ZADD")
+    assert found.remedy == "ACL SETUSER NAME +hset +rpush +sadd +zadd"
+
+
+def test_what_a_redis_hides_is_not_judged(judged):
+    seen = Member(place="redis://one")
+
+    assert judged(seen) == {}
+
+
+def test_without_a_secret_redis_has_json(judged, patient):
+    patient.set(secret=None)
+
+    assert judged()["redis-json"].level == "note"
+
+
+def test_a_clock_that_the_store_has_told_of_is_not_told_of_again(judged, patient):
+    late = {"memory": Memory(skew=60.0)}
+    assert "redis-clock" in judged(member(skew=60.0), **late)
+    patient.set(redis="redis://one")
+
+    assert "redis-clock" not in judged(member(skew=60.0), **late)
+
+
+NOBODY = {"workers": []}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "level", "said"),
+    [
+        (NOBODY, "no-worker", "warning", "will wait"),
+        ({**NOBODY, "sizes": {"mail": Sizes(0, 0, 0)}}, "no-worker", "warning", "will wait"),
+        ({**NOBODY, "sizes": {"mail": Sizes(2, 1, 0)}}, "no-worker", "error", "3 jobs wait"),
+        ({"sizes": {"mail": Sizes(2, 0, 0)}}, "queue-unserved", "error", "mail (2)"),
+        ({"sizes": {"mail": Sizes(0, 1, 0)}}, "queue-unserved", "error", "mail (1)"),
+        ({"sizes": {"mail": Sizes(0, 0, 1)}}, None, None, ""),
+        ({"workers": [worker("other.task")]}, "task-unknown", "warning", "mysite.tasks.one:"),
+        (
+            {"workers": [worker("mysite.tasks.one", queues=["mail"])]},
+            "queue-unserved",
+            "warning",
+            "default",
+        ),
+        (
+            {"workers": [worker("mysite.tasks.one", queues=["mail"]), worker("other.task")]},
+            "task-unknown",
+            "warning",
+            "mysite.tasks.one:",
+        ),
+        ({"workers": [worker("other.task"), worker("mysite.tasks.one")]}, None, None, ""),
+    ],
+)
+def test_who_takes_the_jobs(judged, changes, code, level, said):
+    found = judged(**{"workers": [worker("mysite.tasks.one")], **changes})
+
+    assert {code: finding.level for code, finding in found.items()} == (
+        {code: level} if code else {}
+    )
+    assert code is None or said in found[code].what
+
+
+def test_the_remedy_of_a_queue_that_nobody_serves_is_a_worker_for_it(judged):
+    sizes = {"mail": Sizes(1, 0, 0), "low": Sizes(1, 0, 0), "default": Sizes(1, 0, 0)}
+    found = judged(workers=[worker("mysite.tasks.one")], sizes=sizes)["queue-unserved"]
+
+    assert found.remedy == "uwsgi-tasks worker -m mysite.tasks -q low,mail"
+
+
+def test_tasks_of_other_executors_need_no_worker(judged, patient):
+    patient.declares("two", executor="spooler", queue="mail")
+
+    assert judged(workers=[worker("mysite.tasks.one")]) == {}
+
+
+@pytest.mark.parametrize(
+    ("clock", "skew"),
+    [
+        ([b"1060", b"0"], 50.0),
+        ([b"940", b"500000"], -59.5),
+        ([b"1005", b"0"], 0.0),  # it was read at any time of the question
+    ],
+)
+def test_a_clock_is_ahead_by_what_the_question_does_not_explain(clock, skew):
+    assert asking._skew(clock, 1000.0, 1010.0) == skew
+
+
+def test_each_command_that_we_send_is_tried():
+    place = Path(doctor.__file__).parent.parent
+    scripts = "".join(file.read_text() for file in (place / "redis").glob("*.lua"))
+    source = "".join(file.read_text() for file in place.rglob("*.py"))
+    sent = set(re.findall(r"redis\.p?call\(['\"](\w+)['\"]", scripts))
+    sent |= set(re.findall(r"\.call\(\s*['\"](\w+)['\"]", source))
+    sent |= set(re.findall(r"\.calls\(\s*\[\(['\"](\w+)['\"]", source))
+
+    assert {"HSET", "SMEMBERS"} < sent
+    assert sent - {name for names in asking.COMMANDS for name in names} == set()
+
+
+# --- where Redis is used
+
+
+@pytest.fixture
+def codes(patient):
+    """What is found where there is neither a file nor a directory."""
+    return lambda: {one.code for one in doctor.examine(None, None, patient, probe=False)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"redis": "redis://one"}, {}),
+        ({"executor": "redis"}, {}),
+        ({}, {"executor": "redis"}),
+    ],
+)
+def test_where_redis_has_the_jobs_no_directory_is_missing(codes, patient, settings, options):
+    patient.set(**settings)
+    patient.declares(**options)
+
+    assert codes() == {"not-asked", "store"}
+
+
+def test_where_a_task_is_for_the_spooler_its_directory_is_missing(codes, patient):
+    patient.set(redis="redis://one")
+    patient.declares(executor="spooler")
+
+    assert "no-directory" in codes()
+
+
+def test_where_redis_is_not_used_nothing_is_said_of_it(codes):
+    assert codes() == {"no-directory", "store"}
+
+
+def test_a_server_whose_tasks_all_go_to_redis_needs_no_spooler(examine, patient):
+    patient.set(redis="redis://one")
+    patient.declares(executor="redis", priority=1, at=timedelta(1))
+
+    assert "no-spooler" not in examine(without=["spooler"])
+    patient.declares("two")
+    assert "no-spooler" in examine(without=["spooler"])
+
+
+def test_a_priority_on_redis_needs_no_folders(examine, patient):
+    patient.declares(executor="redis", priority=1)
+
+    assert "not-ordered" not in examine(without=["spooler-ordered"])
 
 
 # --- the page

@@ -337,6 +337,39 @@ def test_mules_that_do_not_know_us_are_refused_with_the_remedy():
         found.mule_message(b"job", None)
 
 
+def with_a_program_in_mule_1(*others):
+    found, uwsgi = with_mules(1, *others)
+    with uwsgi.being("mule", 1):
+        found.take_no_messages()
+    return found, uwsgi
+
+
+def test_a_mule_with_a_program_of_its_own_is_refused_with_the_remedy():
+    found, _ = with_a_program_in_mule_1()
+    with pytest.raises(SubmitError, match=r"mule 1 runs a program of its own.*'mules = 1'"):
+        found.mule_message(b"job", 1)
+    with pytest.raises(SubmitError, match=r"every mule runs a program of its own.*'mules = 1'"):
+        found.mule_message(b"job", None)
+
+
+def test_a_mule_with_a_program_that_was_started_again_runs_it_again():
+    found, uwsgi = with_a_program_in_mule_1()
+    uwsgi.fork(found, "mule", 1)
+    assert not found.mule_started(1)
+
+
+def test_beside_a_mule_with_a_program_the_others_take_messages():
+    found, uwsgi = with_a_program_in_mule_1(2)
+    found.mule_message(b"job", None)
+    found.mule_message(b"job", 2)
+    assert [target for _, target in uwsgi.messages] == [0, 2]
+
+
+def test_outside_of_a_server_there_is_no_mule_to_be_noted():
+    NOBODY.take_no_messages()
+    assert not NOBODY.mule_started(1)
+
+
 def test_the_master_sends_before_its_mules_are_there():
     found, uwsgi = with_mules()
     with uwsgi.being("master"):

@@ -106,6 +106,7 @@ def worker(
     It finishes what it runs, for as long as --grace says, gives the rest back, and exits with 0.
     A second signal ends it at once; others run its jobs then when their leases are over.
     """
+    program.end_when_told()
     folders = [Path.cwd()] if reloads else []
     try:
         _declare(session.app, modules)
@@ -156,7 +157,7 @@ def _banner(app: App, plan: program.Plan) -> str:
     queues = plan.consuming.queues
     is_weighted = queues[0][1] is not None
     names = [f"{name}={weight}" if is_weighted else name for name, weight in queues]
-    tasks = sorted(app.tasks)
+    tasks = sorted({task.name for task in app.tasks.values()})
     more = f", and {len(tasks) - _SHOWN} more" if len(tasks) > _SHOWN else ""
     facts = {
         "redis": app.executor(plan.executor).place,

@@ -14,12 +14,14 @@ from uwsgi_tasks import ini as ini_module
 from uwsgi_tasks import probe as probe_module
 from uwsgi_tasks.app import App
 from uwsgi_tasks.doctor import (
+    asking,
     directory,
     limits,
     loading,
     looking,
     memory,
     processes,
+    redis,
     serving,
     spelling,
 )
@@ -43,6 +45,7 @@ def examine(
 ) -> list[Finding]:
     """Look at a configuration, at the directory of a spooler, and at the server that serves it.
 
+    Where jobs travel through Redis, that and its workers are looked at, too.
     What is not given is found out, as far as it can be: the directory is that of the settings, or
     those in *ini*. With *probe* the server is asked, which takes some seconds at most. The worst
     findings come first; ``ok`` says what was checked, and is well.
@@ -61,7 +64,7 @@ def _findings(
 ) -> Iterator[Finding]:
     try:
         file = ini_module.read(path) if path is not None else None
-        case = _case(file, app)
+        case = _case(file, app, probe=probe)
     except ConfigurationError as trouble:
         yield error("configuration", str(trouble), "correct it, and ask again")
         return
@@ -70,7 +73,7 @@ def _findings(
     facts = next((visit.facts for visit in visits if isinstance(visit, Case) and visit.facts), None)
     if file is not None or facts is not None:
         yield from _judged(_CONFIGURATION, _told(replace(case, answer=facts)))
-    if not places:
+    if not places and _needs_directory(case):
         yield note(
             "no-directory",
             "no spooler directory is known, so none could be looked at",
@@ -81,20 +84,44 @@ def _findings(
             yield visit
         else:
             yield from _at(_told(visit), probe=probe)
-    yield from memory.GROUP.judge(case)
+    yield from _of_redis(case)
+    if case.memory is not None:
+        yield from memory.GROUP.judge(case)
 
 
-def _case(file: Ini | None, app: App) -> Case:
+def _of_redis(case: Case) -> Iterator[Finding]:
+    """Judge Redis, if it was asked, and those who take its jobs, if it told of them."""
+    if case.redis is None:
+        if case.uses_redis:
+            yield note("not-asked", "Redis was not asked", "")
+        return
+    yield from redis.SERVER.judge(case)
+    if case.redis.workers is not None:
+        yield from redis.WORKERS.judge(case)
+
+
+def _needs_directory(case: Case) -> bool:
+    """Is there anything that a spooler must do, as far as is known?"""
+    chosen = {case.settings.executor, *(task.options.executor for task in case.tasks)}
+    return TaskExecutor.SPOOLER in chosen or not case.uses_redis
+
+
+def _case(file: Ini | None, app: App, *, probe: bool) -> Case:
     """Return what is known without looking at a directory. Raises ConfigurationError."""
-    return Case(
+    case = Case(
         options=_options(file),
         has_options=file is not None,
         settings=app.settings,
         tasks=_tasks(app),
         is_pyuwsgi=find_spec("pyuwsgi") is not None and sys.prefix != sys.base_prefix,
         base=file.path.parent if file else Path.cwd(),
-        memory=_remember(app),
     )
+    if probe and case.uses_redis:
+        case = replace(case, redis=asking.ask(app))
+        if case.redis_is_store and case.redis and case.redis.trouble:
+            # It would not answer as the store, either, and might take as long again.
+            return case
+    return replace(case, memory=_remember(app))
 
 
 def _told(case: Case) -> Case:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from uwsgi_tasks.model import TaskExecutor
+from uwsgi_tasks.model import KnownWorker, Sizes, TaskExecutor
 from uwsgi_tasks.probe import Facts, Silence
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.task import Task
@@ -50,6 +50,13 @@ def warning(code: str, what: str, remedy: str) -> Finding:
 def note(code: str, what: str, remedy: str) -> Finding:
     """Return a finding of what one should know."""
     return Finding(level="note", code=code, what=what, remedy=remedy)
+
+
+NO_TASKS = note(
+    "no-tasks",
+    "no task is declared in this process, so none could be checked",
+    "uwsgi-tasks -m mysite.tasks doctor",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +109,43 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One server of a Redis: the only one, or a master of a cluster."""
+
+    place: str
+    skew: float = 0.0
+    """Seconds by which its clock is ahead of ours, at least."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What INFO and CONFIG say, as far as they may be asked."""
+
+    def number(self, name: str) -> int | None:
+        """Return a number that it tells; None if it does not."""
+        found = self.told.get(name, "")
+        return int(found) if found.isdecimal() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redis:
+    """What a Redis says of itself, of the jobs that wait in it, and of those who take them."""
+
+    place: str = ""
+    trouble: str = ""
+    """Why it cannot be reached; empty if it can."""
+    members: Sequence[Member] = ()
+    hidden: Sequence[str] = ()
+    """Questions to which it gave no answer."""
+    unwritable: str = ""
+    """Why nobody can write to it; empty if one can."""
+    refused: Sequence[str] = ()
+    """Commands that we need, and that this user may not use."""
+    closed: Sequence[str] = ()
+    """Keys that this user may not touch, though they are ours."""
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    workers: Sequence[KnownWorker] | None = None
+    """None if it is not known who is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """All that is known of one server and one of its directories."""
 
@@ -117,6 +161,7 @@ class Case:
     """Where relative paths begin."""
     directory: Directory | None = None
     memory: Memory | None = None
+    redis: Redis | None = None
     answer: Facts | Silence | None = None
     """None if nobody was asked."""
 
@@ -173,6 +218,16 @@ class Case:
     def tasks_on(self, *executors: str) -> list[Task[..., Any]]:
         """Return the tasks whose calls these executors take."""
         return [task for task in self.tasks if self.executor(task) in executors]
+
+    @property
+    def uses_redis(self) -> bool:
+        """Do jobs travel through Redis?"""
+        return self.settings.has_redis or bool(self.tasks_on(TaskExecutor.REDIS))
+
+    @property
+    def redis_is_store(self) -> bool:
+        """Is the Redis of the jobs the store as well?"""
+        return self.settings.redis is not None and self.settings.store is None
 
 
 Check = Callable[[Case], Iterator[Finding]]

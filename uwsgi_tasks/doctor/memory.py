@@ -25,7 +25,9 @@ def _shared(case: Case) -> Iterator[Finding]:
             "store-not-shared",
             "the store is in the memory of each process: results and dead letters are seen by the "
             "process alone that wrote them",
-            "UWSGI_TASKS_STORE=sqlite:////srv/mysite/tasks.sqlite3",
+            "UWSGI_TASKS_REDIS=redis://localhost:6379/0, which is the store then, too"
+            if case.uses_redis
+            else "UWSGI_TASKS_STORE=sqlite:////srv/mysite/tasks.sqlite3",
         )
 
 

@@ -34,16 +34,17 @@ def _spooler(case: Case) -> Iterator[Finding]:
             f"let a second uWSGI run with: spooler = {external[0]}",
         )
         return
+    others = [task for task in case.tasks if case.executor(task) != TaskExecutor.REDIS]
     wanting = [task.name for task in case.tasks_on(TaskExecutor.SPOOLER)]
     wanting += [
         task.name
-        for task in case.tasks
+        for task in others
         if task.options.at is not None or task.options.priority is not None
     ]
     if wanting:
         what = f"there is no spooler, which {some(set(wanting))} needs"
         yield error("no-spooler", what, "spooler = %dspool")
-    elif not case.mules:
+    elif not case.mules and (others or not case.uses_redis):
         what = "there is no spooler: tasks run at once, in the process of the caller"
         yield error("no-spooler", what, "spooler = %dspool")
 
@@ -72,7 +73,11 @@ def _elsewhere(case: Case) -> Iterator[Finding]:
 
 
 def _priorities(case: Case) -> Iterator[Finding]:
-    ranked = [task.name for task in case.tasks if task.options.priority is not None]
+    ranked = [
+        task.name
+        for task in case.tasks
+        if task.options.priority is not None and case.executor(task) != TaskExecutor.REDIS
+    ]
     if ranked and not case.has("spooler-ordered") and case.values("spooler"):
         yield error(
             "not-ordered",

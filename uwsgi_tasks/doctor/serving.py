@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 
-from uwsgi_tasks.doctor.case import Case, Finding, Group, error, note, some, warning
+from uwsgi_tasks.doctor.case import NO_TASKS, Case, Finding, Group, error, note, some, warning
 from uwsgi_tasks.probe import Facts, Silence
 
 _NICE = 19
@@ -104,11 +104,7 @@ def _imports(case: Case) -> Iterator[Finding]:
                 "make its module importable there (pythonpath), and reload the server",
             )
     if not case.tasks:
-        yield note(
-            "no-tasks",
-            "no task is declared in this process, so none could be checked",
-            "uwsgi-tasks -m mysite.tasks doctor",
-        )
+        yield NO_TASKS
 
 
 def _niceness(case: Case) -> Iterator[Finding]:

@@ -263,7 +263,7 @@ class Executor(ABC):
         return []
 
     def purge(self, queue: str) -> int:
-        """Take all jobs away that wait in *queue*; return how many."""
+        """Take all jobs away that wait in *queue*, as if each was cancelled; return how many."""
         raise ConfigurationError(f"{self.name} has no queue {queue!r}")
 
     def count(self) -> int:

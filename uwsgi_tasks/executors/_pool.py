@@ -18,8 +18,7 @@ from uwsgi_tasks.executors._delays import Delays
 from uwsgi_tasks.handle import Near
 from uwsgi_tasks.model import Job, Result, Standing, State, Stop
 
-# The name that users know.
-log = logging.getLogger("uwsgi_tasks.executors.thread")
+log = logging.getLogger(__name__)
 
 _QUEUED, _RUNNING, _RETRYING = State.QUEUED, State.RUNNING, State.RETRYING
 _LAST = float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -161,8 +162,12 @@ class RedisExecutor(Executor):
         return workers(self.queues)
 
     def purge(self, queue: str) -> int:
-        """Take all jobs away that wait in *queue*; return how many."""
-        return self.queues.purge(queue)
+        """Take all jobs away that wait in *queue*, as if each was cancelled; return how many."""
+        count = 0
+        for count, (id_, payload) in enumerate(self.queues.purge(queue), 1):  # noqa: B007  returned
+            with contextlib.suppress(DecodeError):
+                self._receiver.cancel(codec.peek(payload)[0]._replace(id=id_, queue=queue))
+        return count
 
     def cancel(self, id: str, stop: Stop) -> tuple[State, Job] | None:  # noqa: A002
         """Take a job away that waits, or have its worker learn what it was asked for."""

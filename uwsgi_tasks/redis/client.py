@@ -32,6 +32,8 @@ _BLOCKED = 25
 gone without a word is noticed."""
 _SILENT = 5.0
 """Seconds more, after which a question that was not answered is taken to be lost."""
+_NO_LIMIT = 2**31
+"""Connections that a pool of redis-py may make: ours are never given back, and it counts all."""
 _FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 """The second is none of the first."""
 _SINGLE = {"redis", "rediss", "unix", "valkey", "valkeys"}
@@ -177,6 +179,23 @@ class Client:
                 raise first
             return replies
 
+    def everywhere(self, *words: Word) -> dict[str, Reply]:
+        """Send one command to each server that takes what is written; return replies by address."""
+        if not self.is_cluster:
+            return {self.shown: self.call(*words)}
+        with self._guarded():
+            masters = self._cluster().get_primaries()
+            return {node.name: self._asked(node, words) for node in masters}
+
+    @staticmethod
+    def _asked(node: ClusterNode, words: Sequence[Word]) -> Reply:
+        connection = node.redis_connection.connection_pool.make_connection()
+        try:
+            connection.send_command(*words)
+            return connection.read_response()
+        finally:
+            connection.disconnect()
+
     def run(self, script: Script, keys: Sequence[Word], args: Sequence[Word] = ()) -> Reply:
         """Run *script*: one atomic step. In a cluster all *keys* must be in one slot."""
         try:
@@ -210,7 +229,8 @@ class Client:
             raise
         except _FAILURES as error:
             # One that is a replica now stays so; its successor may be at the same address.
-            if not isinstance(error, redis.ResponseError) or "READONLY" in str(error):
+            # Its text alone says so: redis-py cuts off the word READONLY, where that is the first.
+            if not isinstance(error, redis.ResponseError) or "read only replica" in str(error):
                 self._drop()
             raise RedisAway(f"Redis at {self.shown}: {error}") from error
         except BaseException:
@@ -227,15 +247,9 @@ class Client:
         if found is None or local.pid != os.getpid():
             local.pid = os.getpid()
             found = local.connection = self._open()
-        elif now > local.used + _TRUSTED:
-            try:
-                # Nothing is expected: it is the end of the connection, or of our understanding.
-                is_broken = found.can_read(0)
-            except _FAILURES:
-                is_broken = True
-            if is_broken:
-                self._drop()
-                found = local.connection = self._open()
+        elif now > local.used + _TRUSTED and _is_broken(found):
+            self._drop()
+            found = local.connection = self._open()
         local.used = now
         return found
 
@@ -271,7 +285,7 @@ class Client:
         return found
 
     def _make_pool(self) -> Any:
-        options = dict(self._options)
+        options = {**self._options, "max_connections": _NO_LIMIT}
         kind = options.pop("connection_class")
         if self._address.kind == "single":
             return redis.ConnectionPool(connection_class=kind, **options)
@@ -294,7 +308,7 @@ class Client:
         return SentinelConnectionPool(self._address.name, watchers, ssl=is_encrypted, **options)
 
     def _make_cluster(self) -> RedisCluster:
-        options = dict(self._options)
+        options = {**self._options, "max_connections": _NO_LIMIT}
         is_encrypted = options.pop("connection_class") is redis.SSLConnection
         for name in ("host", "port", "db"):
             options.pop(name, None)
@@ -337,6 +351,15 @@ class Client:
                 self._cluster().nodes_manager.initialize()
 
 
+def _is_broken(connection: Any) -> bool:
+    """Is a connection broken from which nothing is expected?"""
+    try:
+        # It is its end, or that of our understanding.
+        return bool(connection.can_read(0))
+    except _FAILURES:
+        return True
+
+
 class Waiter:
     """Waits until somebody pushes to one of the lists at *keys*, or calls `wake`.
 
@@ -362,9 +385,9 @@ class Waiter:
         """Wait; True if something was pushed. Raises RedisAway: the next call asks anew."""
         end = time.monotonic() + seconds
         try:
-            self._ask()
             while True:
                 now = time.monotonic()
+                self._ask(end - now)
                 silent = min(put + _BLOCKED + _SILENT for _, _, put in self._asked.values())
                 left = min(end, silent) - now
                 ready = self._poll.poll(max(0.0, left * 1000))
@@ -386,18 +409,21 @@ class Waiter:
             self.reset()
             raise
 
-    def _ask(self) -> None:
+    def _ask(self, seconds: float) -> None:
+        if any(_is_broken(connection) for connection, _ in self._answered):
+            self.reset()
         # Not as soon as they were answered: whoever was woken has something to do first.
         answered, self._answered = self._answered, []
         for connection, keys in answered:
-            self._put(connection, keys)
+            self._put(connection, keys, seconds)
         if self._asked:
             return
         for connection, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
-            self._put(connection, keys)
+            self._put(connection, keys, seconds)
 
-    def _put(self, connection: Any, keys: Sequence[str]) -> None:
-        connection.send_command("BLPOP", *keys, _BLOCKED)
+    def _put(self, connection: Any, keys: Sequence[str], seconds: float) -> None:
+        # No longer than we wait: then what comes is to wake somebody else. 0 would be for ever.
+        connection.send_command("BLPOP", *keys, min(_BLOCKED, max(seconds, 0.01)))
         number = connection._sock.fileno()  # noqa: SLF001  redis-py has no other way
         self._asked[number] = connection, keys, time.monotonic()
         self._poll.register(number, select.POLLIN)
@@ -415,9 +441,6 @@ class Waiter:
             del self._asked[number]
             self._poll.unregister(number)
             self._answered.append((connection, keys))
-        if not is_pushed:
-            # Redis has only ended the question.
-            self._ask()
         return is_pushed
 
     def reset(self) -> None:

@@ -23,6 +23,7 @@ from uwsgi_tasks.errors import (
 )
 from uwsgi_tasks.executors import Consuming, Receiver
 from uwsgi_tasks.model import Job, Stop
+from uwsgi_tasks.redis.gate import Gate
 from uwsgi_tasks.redis.presence import Presence
 from uwsgi_tasks.redis.queues import DEFAULT, Claim, End, Queues
 from uwsgi_tasks.settings import Settings
@@ -53,6 +54,8 @@ _OFTEN = 0.2
 """Seconds between two questions of one running job, whether it was asked to stop."""
 _OVERDUE = 5.0
 """Seconds by which a job may overrun its time limit before its process is given up."""
+_DOUBTS = 2
+"""Times that its process has died, with others that ran there, after which a job runs alone."""
 _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
 
@@ -101,12 +104,17 @@ class Consumer:
         self.presence = Presence(queues, self._names, consuming.threads)
         self.name = self.presence.name
         self._numbers = count(1)
+        # Who dies with several of them has been killed by one that nobody can tell.
+        self._mark = "+" if consuming.threads > 1 else ""
         self._ahead: deque[_Held] = deque()
         self._ends: deque[End] = deque()
         self._running: list[_Held | None] = [None] * consuming.threads
         self._mean = _AHEAD
         self._batch = 1
+        self._gate = Gate()
         self._lead = threading.Lock()
+        self._waits = 0
+        """How often one of them has waited in Redis."""
         self._idle: set[int] = set()
         self._waiter = queues.waiter(self._names)
         self._hurry = threading.Event()
@@ -115,6 +123,8 @@ class Consumer:
         self._over = threading.Event()
         self._away = threading.Lock()
         self._failed_steps: list[str] = []
+        self._unwanted: list[_Held] = []
+        """What could not be given back while Redis was away."""
         self._is_away = False
         self._pause = _FIRST_PAUSE
         self.is_recycled = False
@@ -238,23 +248,65 @@ class Consumer:
     def _work(self, number: int) -> None:
         ident, running = threading.get_ident(), self._running
         while (held := self._next()) is not None:
+            running[number] = held
+            if not self._may_begin(held):
+                running[number] = None
+                continue
             held.ident = ident
             began = held.since = time.monotonic()
-            running[number] = held
             try:
                 self._perform(held)
             # The thread must go on, whatever one job brings about.
             except BaseException as error:  # noqa: BLE001
                 self._fail(held, error)
             running[number] = None
+            if self._gate.is_closed:
+                # It may have run alone, and what comes next is not to be its end.
+                self._flush()
+            self._gate.leave()
             self._mean += (time.monotonic() - began - self._mean) * _WEIGHT
             self._ran[number] += 1
             if self._consuming.max_jobs and self.ran >= self._consuming.max_jobs:
                 self._recycle(f"{self.ran} jobs")
 
+    @property
+    def _limit(self) -> int:
+        """How often its process may have died before a job is a dead letter."""
+        limit = self._settings().crash_limit
+        return max(limit, _DOUBTS + 1) if self._mark else limit
+
+    def _may_begin(self, held: _Held) -> bool:
+        """Wait until a job may begin; False if it is not to run here now, and is given back."""
+        if self._mark and _DOUBTS <= held.claim.crashes < self._limit:
+            may = self._may_begin_alone(held)
+        else:
+            may = self._gate.enter()
+        if not (may or held.is_lost):
+            try:
+                self._give_back([held])
+            except RedisAway as error:
+                self._note_away(error)
+        return may
+
+    def _may_begin_alone(self, held: _Held) -> bool:
+        if not self._gate.enter_alone(lambda: self._stopping or held.is_lost):
+            return False
+        try:
+            held.is_lost = not self._queues.runs_alone(held.claim)
+        except RedisAway as error:
+            self._note_away(error)
+        else:
+            if not held.is_lost:
+                return True
+        self._gate.leave()
+        return False
+
     def _next(self) -> _Held | None:
         """Return what to run next, however long that takes; None when there is nothing more."""
         while not self._stopping:
+            if self._gate.is_closed:
+                time.sleep(_TICK)
+                continue
             held = self._popped() or self._fetch()
             if held is None:
                 continue
@@ -276,6 +328,7 @@ class Consumer:
         """Take a step; wait if it brings nothing."""
         batch = int(min(_MOST, max(1, _AHEAD / max(self._mean, 1e-6)), self._batch * 4))
         self._batch = batch
+        waits = self._waits
         try:
             wait = self._step(batch)
         except RedisAway as error:
@@ -289,8 +342,14 @@ class Consumer:
         try:
             # One of them waits in Redis, the others for that one.
             with self._lead:
+                if waits != self._waits and not self._ahead:
+                    # It was told of something of which our step, before that, knew nothing.
+                    wait = self._step(1)
                 if not (self._ahead or self._stopping):
-                    self._waiter.wait(_IDLE if wait is None else min(wait, _IDLE))
+                    try:
+                        self._waiter.wait(_IDLE if wait is None else min(wait, _IDLE))
+                    finally:
+                        self._waits += 1
         except RedisAway as error:
             self._wait_for_redis(error)
         finally:
@@ -299,8 +358,11 @@ class Consumer:
 
     def _step(self, most: int) -> float | None:
         """Tell Redis what has ended, and claim up to *most* jobs; return how long to wait."""
+        if self._settings().store in {None, self._settings().redis}:
+            # Who waits for a job's end looks for its result then.
+            self._receiver.catch_up()
         ends = list(self._taken_ends())
-        token = f"{self.name}:{next(self._numbers)}"
+        token = f"{self.name}:{next(self._numbers)}{self._mark}"
         try:
             step = self._queues.step(self._order(), ends, most, token)
         except BaseException:
@@ -353,7 +415,7 @@ class Consumer:
 
     def _perform(self, held: _Held) -> None:
         claim, receiver = held.claim, self._receiver
-        kills = claim.crashes >= self._settings().crash_limit
+        kills = claim.crashes >= self._limit
         reason = f"its worker died too often while it ran ({claim.crashes})"
         if kills and claim.payload[:3] == codec.MAGIC:
             # Unpickling it may be what killed them.
@@ -486,7 +548,14 @@ class Consumer:
             self._queues.release([claim], _PUT_OFF)
 
     def _fail(self, held: _Held, error: BaseException) -> None:
-        """Note that a job could not even be tried; its lease decides when it is again."""
+        """Note that a job could not even be tried; its lease decides when it is again.
+
+        If that is because Redis is away, it is given back when that is there.
+        """
+        if isinstance(error, RedisAway):
+            self._unwanted.append(held)
+            self._note_away(error)
+            return
         log.error(
             "job %s could not be run: %s",
             log_lines.one_line(held.claim.id),
@@ -502,6 +571,7 @@ class Consumer:
             if not self._is_away:
                 self._is_away = True
                 self._pause = _FIRST_PAUSE
+                self.presence.announce()
                 log.warning("%s; this worker waits for it", log_lines.one_line(error))
 
     def _wait_for_redis(self, error: RedisAway) -> None:
@@ -518,6 +588,8 @@ class Consumer:
             try:
                 for name in self._names:
                     self._queues.reclaim(name, failed)
+                unwanted, self._unwanted = self._unwanted, []
+                self._give_back(unwanted)
             except BaseException:
                 self._failed_steps += failed
                 raise
@@ -531,7 +603,7 @@ class Consumer:
         looked_at = time.monotonic()
         while not self._over.is_set():
             # Not woken by who begins a job: it would have to wait for us, and most are short.
-            self._hurry.wait(_DOZE if self._is_idle() else _TICK)
+            self._hurry.wait(_DOZE if self._is_away or self._is_idle() else _TICK)
             try:
                 now = time.monotonic()
                 self._renew(now, look=now > looked_at + _LOOK)
@@ -585,23 +657,27 @@ class Consumer:
 
     def _touch(self, held: Sequence[_Held]) -> None:
         now = time.monotonic()
+        things = [interrupts.running(one.ident) for one in held]
         answers = self._queues.touch([one.claim for one in held])
-        for one, answer in zip(held, answers, strict=True):
+        for one, thing, answer in zip(held, things, answers, strict=True):
             if answer < 0:
                 # Else it has ended while we asked.
                 one.is_lost = one in self._running
                 continue
             one.renewed_at, one.stop = now, max(one.stop, Stop(answer))
-            if one.stop is Stop.KILL and one in self._running:
-                interrupts.kill(one.ident)
+            if one.stop is Stop.KILL and thing is not None and one in self._running:
+                # It has run since before we asked: the thing is its, and no other job's.
+                interrupts.kill(one.ident, thing)
 
     def _is_ours_still(self, held: _Held) -> bool:
         """Is a job still ours that lay here for so long that its lease may be over?"""
         try:
             self._touch([held])
-        except RedisAway:
+        except RedisAway as error:
+            self._unwanted.append(held)
+            self._note_away(error)
             return False
-        return held.renewed_at > held.since
+        return held.expires_at > time.monotonic()
 
     def _tidy(self, now: float) -> None:
         """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
@@ -610,7 +686,7 @@ class Consumer:
         first = next(iter(tuple(self._ahead)), None)
         if first is None or (now < first.since + _STUCK and not self._stopping):
             return
-        if not self._stopping and None in self._running:
+        if None in self._running and not (self._stopping or self._gate.is_closed):
             return
         back = []
         while True:
@@ -623,8 +699,12 @@ class Consumer:
     def _give_back(self, held: Sequence[_Held]) -> None:
         # What runs, and does so once at most, is gone from Redis.
         ours = [one.claim for one in held if not (one.claim.is_once and one.ident)]
-        for _, group in groupby(sorted(ours, key=attrgetter("queue")), key=attrgetter("queue")):
-            self._queues.release(list(group))
+        try:
+            for _, group in groupby(sorted(ours, key=attrgetter("queue")), key=attrgetter("queue")):
+                self._queues.release(list(group))
+        except RedisAway:
+            self._unwanted += held
+            raise
 
     # ---- the end ----------------------------------------------------------------------------
 

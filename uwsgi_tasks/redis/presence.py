@@ -15,6 +15,8 @@ _KEPT = 60
 """Seconds for which a worker is known that gives no sign of life."""
 _EVERY = 15.0
 """Seconds between two signs of life."""
+_AGAIN = 1.0
+"""The same, after one that did not arrive."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -42,13 +44,14 @@ class Presence:
         now = time.monotonic()
         if now < self._next:
             return False
-        self._next = now + _EVERY
+        self._next = now + _AGAIN
         said = {**self._said, "ran": ran, "memory": self.memory(), "tasks": list(self.tasks)}
         prefix, client = self._queues.prefix, self._queues.client
         client.call("SET", f"{prefix}:worker:{self.name}", json.dumps(said), "EX", _KEPT)
         client.call("SADD", f"{prefix}:workers", self.name)
         for queue in self._said["queues"]:
             self._queues.note(queue)
+        self._next = now + _EVERY
         return True
 
     def leave(self) -> None:
@@ -78,5 +81,7 @@ def workers(queues: Queues) -> list[KnownWorker]:
             # Should it give a sign of life just now, it says its name again with the next one.
             client.call("SREM", f"{prefix}:workers", name)
         else:
-            found.append(KnownWorker(**json.loads(text)))
+            said = json.loads(text)
+            # One of another version may say more.
+            found.append(KnownWorker(**{key: said[key] for key in KnownWorker._fields}))
     return sorted(found)

@@ -15,6 +15,8 @@ local payload = redis.call('HGET', root .. ':jobs', id)
 if not payload then return nil end
 if redis.call('HEXISTS', root .. ':own', id) == 1 then
     local before = tonumber(redis.call('HGET', root .. ':more', 's:' .. id) or 0)
+    -- Taken away first: a Redis that is full refuses a script that begins by adding.
+    redis.call('HDEL', root .. ':more', 's:' .. id)
     redis.call('HSET', root .. ':more', 's:' .. id, math.max(before, stop))
     return {1, payload}
 end

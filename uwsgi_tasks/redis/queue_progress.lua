@@ -9,6 +9,8 @@
 
 local root, id, progress = KEYS[1], ARGV[1], ARGV[2]
 if progress ~= '' and redis.call('HEXISTS', root .. ':own', id) == 1 then
+    -- Taken away first: a Redis that is full refuses a script that begins by adding.
+    redis.call('HDEL', root .. ':more', 'p:' .. id)
     redis.call('HSET', root .. ':more', 'p:' .. id, progress)
 end
 return tonumber(redis.call('HGET', root .. ':more', 's:' .. id) or 0)

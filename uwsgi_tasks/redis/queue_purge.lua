@@ -1,32 +1,43 @@
--- Takes all jobs away that wait; those that run go on.
+-- Takes jobs away that wait, some at a time; those that run go on.
 --
 -- KEYS[1]             the root of the queue, as in {uwsgi_tasks:queue:default}
 -- root:jobs           HASH  id -> payload, of all jobs that have not ended
--- root:ready:0 to 9   LIST  ids that may run, by priority
 -- root:suspects       LIST  ids whose worker has died
+-- root:ready:0 to 9   LIST  ids that may run, by priority
 -- root:due            ZSET  id by the milliseconds since 1970 at which it may run
 -- root:own            HASH  id -> token of the claim by which it runs
--- root:more           HASH  what else is known of a job
--- root:wake           LIST  a token for each sleeping worker that is to look
+-- root:more           HASH  "o:id", "c:id", "s:id", "p:id", "u:id" -> what else is known of it
 --
--- Returns how many there were. Its cost grows with what runs; Redis frees what waited in the background.
+-- ARGV: how many ids to look at, at most.
+-- Returns how many ids there were; then id and payload of each job that was taken away, one behind the other.
 
-local root = KEYS[1]
-local running, payloads, more = redis.call('HKEYS', root .. ':own'), {}, {}
-local count = redis.call('HLEN', root .. ':jobs')
-for _, id in ipairs(running) do
-    local payload = redis.call('HGET', root .. ':jobs', id)
-    if payload then
-        count = count - 1
-        payloads[#payloads + 1] = {id, payload}
-        for _, kind in ipairs({'o:', 'c:', 's:', 'p:', 'u:'}) do
-            local value = redis.call('HGET', root .. ':more', kind .. id)
-            if value then more[#more + 1] = {kind .. id, value} end
-        end
+local root, most = KEYS[1], tonumber(ARGV[1])
+local ids, answer = {}, {}
+
+local function take(list)
+    while #ids < most do
+        local found = redis.call('LPOP', list, most - #ids)
+        if not found or #found == 0 then return end
+        for _, id in ipairs(found) do ids[#ids + 1] = id end
     end
 end
-redis.call('UNLINK', root .. ':jobs', root .. ':suspects', root .. ':due', root .. ':more', root .. ':wake')
-for priority = 0, 9 do redis.call('UNLINK', root .. ':ready:' .. priority) end
-for _, pair in ipairs(payloads) do redis.call('HSET', root .. ':jobs', pair[1], pair[2]) end
-for _, pair in ipairs(more) do redis.call('HSET', root .. ':more', pair[1], pair[2]) end
-return count
+
+take(root .. ':suspects')
+for priority = 0, 9 do take(root .. ':ready:' .. priority) end
+if #ids < most then
+    for _, id in ipairs(redis.call('ZRANGE', root .. ':due', 0, most - #ids - 1)) do ids[#ids + 1] = id end
+end
+answer[1] = #ids
+if #ids == 0 then return answer end
+
+local payloads = redis.call('HMGET', root .. ':jobs', unpack(ids))
+local owners = redis.call('HMGET', root .. ':own', unpack(ids))
+redis.call('ZREM', root .. ':due', unpack(ids))
+for index, id in ipairs(ids) do
+    -- What was cancelled is in a list still; and an id may be there twice.
+    if payloads[index] and not owners[index] and redis.call('HDEL', root .. ':jobs', id) == 1 then
+        redis.call('HDEL', root .. ':more', 'o:' .. id, 'c:' .. id, 's:' .. id, 'p:' .. id, 'u:' .. id)
+        answer[#answer + 1], answer[#answer + 2] = id, payloads[index]
+    end
+end
+return answer

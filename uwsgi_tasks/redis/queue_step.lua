@@ -7,12 +7,13 @@
 -- root:suspects       LIST  ids whose worker has died; each is claimed alone
 -- root:due            ZSET  id by the milliseconds since 1970 at which it may run
 -- root:run            ZSET  id by the milliseconds since 1970 at which its lease is over
--- root:own            HASH  id -> token of the claim by which it runs, with a "!" if it was claimed alone
+-- root:own            HASH  id -> token of the claim by which it runs, with a "!" if it runs alone
 -- root:more           HASH  "o:id" -> "lease|priority"; "c:id" -> crashes; "s:id" -> was asked to stop;
 --                           "p:id" -> progress; "u:id" -> since when its task was unknown
 -- root:wake           LIST  a token for each sleeping worker that is to look
 --
--- ARGV: how many jobs to claim; the token for them, new in each call; the usual lease in milliseconds; then for each queue
+-- ARGV: how many jobs to claim; the token for them, new in each call, with a "+" at its end if the worker may run several of
+--       them at the same time; the usual lease in milliseconds; then for each queue
 --       how many jobs have ended, how many go on, id and token of each that has ended,
 --       and id, token, next payload and its time (milliseconds, or "" for now) of each that goes on.
 -- Returns the ids that were not the caller's any more; of the claimed jobs, one behind the other, the number of the queue
@@ -24,6 +25,8 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local lost, claimed = {}, {}
 local position = 4
+-- So many crashes beside others are counted: whoever has had as many is to run alone.
+local DOUBTS = 2
 local KINDS = {'o:', 'c:', 's:', 'p:', 'u:'}
 
 local function usual_priority(option)
@@ -50,12 +53,15 @@ local function options_of(root, ids)
     return redis.call('HMGET', root .. ':more', unpack(fields))
 end
 
-local function make_ready(root, ids, front)
+local function make_ready(root, ids)
     local options = options_of(root, ids)
     for index, id in ipairs(ids) do
-        local list = root .. ':ready:' .. usual_priority(options[index])
-        redis.call(front and 'LPUSH' or 'RPUSH', list, id)
+        redis.call('RPUSH', root .. ':ready:' .. usual_priority(options[index]), id)
     end
+end
+
+local function wake(root)
+    if redis.call('LLEN', root .. ':wake') == 0 then redis.call('RPUSH', root .. ':wake', '1') end
 end
 
 -- Of (id, token, ...) those whose claim still holds.
@@ -102,6 +108,8 @@ local function finish(root)
             make_ready(root, {id})
         else
             redis.call('ZADD', root .. ':due', at, id)
+            -- Who sleeps does so until what was the first.
+            if redis.call('ZRANGE', root .. ':due', 0, 0)[1] == id then wake(root) end
         end
     end
     position = position + going * 4
@@ -119,18 +127,25 @@ local function move(root)
         local own = redis.call('HGET', root .. ':own', id)
         redis.call('ZREM', root .. ':run', id)
         redis.call('HDEL', root .. ':own', id)
-        -- Of many that one worker had, nobody knows which has killed it.
-        if own and string.sub(own, -1) == '!' then
-            redis.call('HINCRBY', root .. ':more', 'c:' .. id, 1)
+        -- Of many that one worker had, nobody knows which has killed it. Those that it may have run at the same time are
+        -- counted nevertheless, but not so often that one could be condemned for that.
+        local last = own and string.sub(own, -1)
+        local counts = last == '!'
+        if last == '+' then
+            counts = tonumber(redis.call('HGET', root .. ':more', 'c:' .. id) or 0) < DOUBTS
         end
+        if counts then redis.call('HINCRBY', root .. ':more', 'c:' .. id, 1) end
         redis.call('RPUSH', root .. ':suspects', id)
     end
 end
 
--- Claims *ids*; returns how many there were: what was cancelled is in a list still, what was submitted twice runs already.
+-- Claims *ids*; returns how many there were: what was cancelled is in a list still, what was submitted twice runs already,
+-- or waits for a time.
 local function claim(root, number, ids, mark)
     local payloads = redis.call('HMGET', root .. ':jobs', unpack(ids))
     local owners = redis.call('HMGET', root .. ':own', unpack(ids))
+    local times = {}
+    if redis.call('EXISTS', root .. ':due') == 1 then times = redis.call('ZMSCORE', root .. ':due', unpack(ids)) end
     local has_more = redis.call('EXISTS', root .. ':more') == 1
     local options, crashes = {}, {}
     if has_more then
@@ -144,7 +159,7 @@ local function claim(root, number, ids, mark)
     end
     local runs, owned, count = {}, {}, 0
     for index, id in ipairs(ids) do
-        if payloads[index] and not owners[index] then
+        if payloads[index] and not (owners[index] or times[index]) then
             local lease = options[index] and tonumber(string.match(options[index], '^(%d+)|')) or usual
             -- One that is to run once at most is taken off by its worker, just before it runs.
             local held = lease > 0 and lease or usual
@@ -176,9 +191,12 @@ local function ready_lists(root)
 end
 
 local function take(root, number, most)
+    -- A suspect is claimed alone: where there are others already, it is their turn to wait.
+    if #claimed > 0 and redis.call('EXISTS', root .. ':suspects') == 1 then return most end
+    local mark = (#claimed == 0 and string.sub(token, -1) ~= '+') and '!' or ''
     local suspect = redis.call('LPOP', root .. ':suspects')
     while suspect do
-        if claim(root, number, {suspect}, '!') > 0 then return most end
+        if claim(root, number, {suspect}, mark) > 0 then return most end
         suspect = redis.call('LPOP', root .. ':suspects')
     end
     local lists = ready_lists(root)
@@ -188,7 +206,7 @@ local function take(root, number, most)
         while taken < most do
             local ids = redis.call('LPOP', lists[index], most - taken)
             if not ids or #ids == 0 then break end
-            taken = taken + claim(root, number, ids, (most == 1) and '!' or '')
+            taken = taken + claim(root, number, ids, (wanted == 1) and mark or '')
         end
         if taken >= most then break end
     end
@@ -217,13 +235,10 @@ if wanted > 0 and #claimed == 0 then
     local first = math.huge
     for _, root in ipairs(KEYS) do first = math.min(first, earliest(root)) end
     if first < math.huge then wait = math.max(0, first - now) end
-elseif wanted > 0 and left <= 0 then
+elseif left <= 0 then
     -- There may be more than this worker takes: others that sleep are to look.
     for _, root in ipairs(KEYS) do
-        if redis.call('EXISTS', root .. ':suspects', unpack(ready_lists(root))) > 0 then
-            if redis.call('LLEN', root .. ':wake') == 0 then redis.call('RPUSH', root .. ':wake', '1') end
-            break
-        end
+        if redis.call('EXISTS', root .. ':suspects', unpack(ready_lists(root))) > 0 then wake(root) end
     end
 end
 return {lost, claimed, wait}

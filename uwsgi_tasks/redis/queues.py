@@ -35,8 +35,8 @@ class Claim(NamedTuple):
     """What shows that it is."""
     payload: bytes
     crashes: int
-    """Workers that have died while they ran it, and had claimed nothing with it; less than none
-    if it was cancelled, and must not run."""
+    """Workers that have died while they ran it and nothing else; up to two that may have run
+    others, too. Less than none if it was cancelled, and must not run."""
     lease: float
     """Seconds."""
     is_once: bool
@@ -146,14 +146,15 @@ class Queues:
     def step(self, queues: Sequence[str], ends: Sequence[End], most: int, token: str) -> Step:
         """End what has run, and claim up to *most* jobs of *queues*, the first of them first.
 
-        In a cluster this is a step for each queue, in all others one.
+        In a cluster this is a step for each queue, up to the first one that has any; in all
+        others it is one.
         """
         places = list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
         if not self.client.is_cluster:
             return self._step(places, ends, most, token)
         found = Step([], [], None)
         for place in places:
-            left = most - len(found.claims) if place in queues else 0
+            left = most if place in queues and not found.claims else 0
             own = [end for end in ends if end.queue == place]
             if left or own:
                 one = self._step([place], own, left, token)
@@ -192,6 +193,11 @@ class Queues:
             words += _raw(claim.id), claim.token, _milliseconds(claim.lease)
         found: list[int] = self.client.run(self._TOUCH, (self.root(claims[0].queue),), words)
         return found
+
+    def runs_alone(self, claim: Claim) -> bool:
+        """Note that its worker runs nothing else, and extend its lease; False if it is lost."""
+        alone = claim._replace(token=claim.token + b"!")
+        return self.touch([alone])[0] >= 0
 
     def release(
         self, claims: Sequence[Claim], delay: float = 0.0, *, unknown: bool = False
@@ -287,10 +293,16 @@ class Queues:
         """Return how many jobs are in a queue."""
         return Sizes(*self.client.run(self._SIZES, (self.root(queue),)))
 
-    def purge(self, queue: str) -> int:
-        """Take all jobs away that wait in a queue; return how many. Those that run go on."""
-        found: int = self.client.run(self._PURGE, (self.root(queue),))
-        return found
+    def purge(self, queue: str) -> Iterator[tuple[str, bytes]]:
+        """Take all jobs away that wait in a queue, page by page; yield the id and payload of each.
+
+        Those that run go on.
+        """
+        seen = _PAGE
+        while seen == _PAGE:
+            seen, *flat = self.client.run(self._PURGE, (self.root(queue),), (_PAGE,))
+            for id_, payload in _rows(flat, 2):
+                yield _text(id_), payload
 
 
 def _said(ends: Sequence[End]) -> list[str | bytes | int]:

@@ -45,7 +45,8 @@ def test_an_executor_is_found_by_its_name(name, kind):
 
 @pytest.mark.parametrize("name", ["kafka", "uwsgi_tasks.app:Missing", "no.such.module:X"])
 def test_a_name_that_nobody_has_is_refused_with_the_choices(name):
-    with pytest.raises(ConfigurationError, match="use one of mule, redis, runtime, spooler, thread, auto"):
+    choices = "use one of mule, redis, runtime, spooler, thread, auto"
+    with pytest.raises(ConfigurationError, match=choices):
         load(name)
 
 
