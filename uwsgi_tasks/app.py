@@ -228,7 +228,9 @@ class App:
             is_shared = self.store.shared
         except ConfigurationError as error:
             raise InvalidTask(f"{option} needs a store: {error}") from error
-        if not is_shared and (self.server.present or given.executor == TaskExecutor.REDIS):
+        is_auto = given.executor == TaskExecutor.AUTO
+        name = self._read_settings().executor if is_auto else given.executor
+        if not is_shared and (self.server.present or name == TaskExecutor.REDIS):
             raise InvalidTask(
                 f"{option} needs a store that all processes see which run tasks: set 'redis', or "
                 "'store' to the URL of a database, such as 'sqlite:////srv/site/tasks.sqlite3'"

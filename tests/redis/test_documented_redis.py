@@ -4,6 +4,7 @@ import configparser
 import re
 import shlex
 import subprocess
+import time
 from dataclasses import fields
 
 import pytest
@@ -19,6 +20,8 @@ from uwsgi_tasks.errors import LeaseLost
 from uwsgi_tasks.redis.client import Client
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
+from uwsgi_tasks.stores import connect
+from uwsgi_tasks.stores.redis import RedisStore
 
 PAGE = ROOT / "docs" / "redis.md"
 TEXT = PAGE.read_text()
@@ -187,6 +190,13 @@ def test_a_call_says_that_redis_is_away(page):
     assert "nowhere" in page["submit_or_say_why"]("cat.jpg")
 
 
+def test_a_call_tries_again_for_as_long_as_the_setting_says(page):
+    page["configure"](redis="unix:///nowhere/redis.sock", redis_retry=0.3)
+    began = time.monotonic()
+    assert "nowhere" in page["submit_or_say_why"]("cat.jpg")
+    assert time.monotonic() - began >= 0.3
+
+
 def test_a_call_that_can_be_made_gives_an_id(page):
     assert page["default_app"].executor("redis").find(page["submit_or_say_why"]("cat.jpg"))
 
@@ -209,6 +219,60 @@ def test_another_application_has_keys_of_its_own(page, server):
     keys = server.cli("KEYS", "*").split()
     assert keys
     assert all(key.startswith((begin, "uwsgi_tasks:reports:")) for key in keys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"durable": True},
+        {"spooler": "/srv/spool"},
+        {"mule": 1},
+        {"working_dir": "/srv"},
+        {"priority": 10},
+        {"queue": "two words"},
+        {"serializer": "pickle"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_option_that_the_page_rules_out_is_refused(page, options):
+    with pytest.raises(uwsgi_tasks.InvalidTask, match=next(iter(options))):
+        page["resize"].using(**options)
+
+
+def test_an_argument_that_json_has_not_is_refused_by_its_name(page):
+    with pytest.raises(uwsgi_tasks.SubmitError, match="argument 'width'"):
+        page["resize"]("cat.jpg", width={200})
+
+
+def test_a_tuple_comes_out_as_a_list(page, worker):
+    assert page["resize"](("cat", "jpg")).result(timeout=30) == "['cat', 'jpg'] at 200"
+
+
+def test_what_a_task_raises_arrives_with_its_text_and_its_traceback(page, worker):
+    with pytest.raises(uwsgi_tasks.TaskFailed, match=r"TypeError: .*'colour'") as caught:
+        page["resize"]("cat.jpg", colour="red").result(timeout=30)
+    assert "TypeError" in caught.value.args[1]
+
+
+def test_with_a_secret_an_exception_keeps_its_type(page, crew):
+    secret = "of the tests alone"  # noqa: S105  it is
+    crew.start(queues=QUEUES, UWSGI_TASKS_SECRET=secret)
+    page["configure"](secret=secret)
+    with pytest.raises(TypeError, match="'colour'"):
+        page["resize"]("cat.jpg", colour="red").result(timeout=30)
+
+
+def test_what_has_ended_without_a_result_to_keep_leaves_nothing_behind(page, server, worker, crew):
+    page["ring"]("front").wait(30)
+    page["send"]("ann@example.com").wait(30)
+    crew.wait_until_empty()
+    keys = server.cli("KEYS", "*").split()
+    assert not [key for key in keys if "result" in key or ":jobs" in key or ":more" in key]
+
+
+def test_a_task_of_a_queue_can_be_run_at_once(page):
+    handle = page["send"].using(executor="runtime", queue=None)("ann@example.com")
+    assert handle.result() == "Hello, ann@example.com"
 
 
 # --- the tables
@@ -256,10 +320,15 @@ def urls():
 
 @pytest.mark.parametrize("url", list(urls()))
 def test_a_url_of_the_page_can_be_read(url):
-    scheme, _, rest = url.partition("://")
     # Its files are not there.
-    assert Client(url.replace("?ssl_ca_certs=/etc/ssl/redis.pem", "")).shown.startswith(scheme)
-    assert rest
+    url = url.replace("?ssl_ca_certs=/etc/ssl/redis.pem", "")
+    assert Client(url).shown.startswith(url.partition("://")[0])
+
+
+@pytest.mark.parametrize("url", list(urls()))
+def test_a_url_of_the_page_is_one_of_a_store_that_pickles_nothing_without_a_secret(url):
+    assert isinstance(connect(url), RedisStore)
+    assert not Settings(redis=url).pickles
 
 
 @pytest.mark.parametrize("option", ["ssl_certfile", "ssl_keyfile", "sentinel_username"])

@@ -84,9 +84,9 @@ class Storm:
             time.sleep(self.rng.uniform(0, 0.4))
             self.redis.start()
             return
-        _, worker = self.rng.choice(self._slots)
-        victim = self.rng.choice(worker.pids)
-        self.kills["worker" if victim == worker.pid else "child"] += 1
+        parents = [worker.pid for _, worker in self._slots]
+        victim = self.rng.choice([pid for _, worker in self._slots for pid in worker.pids])
+        self.kills["worker" if victim in parents else "child"] += 1
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
 
@@ -161,8 +161,15 @@ class History:
 
 
 KEPT = ("app.kept", "app.kept_map", "app.shaky")
-LASTING = {"uwsgi_tasks:queues", "uwsgi_tasks:workers"}
-"""What says which queues and workers there have been."""
+LASTING = (
+    "uwsgi_tasks:queues",
+    "uwsgi_tasks:workers",
+    "{uwsgi_tasks:dead}",
+    "{uwsgi_tasks:counts}",
+)
+"""Which queues and workers there have been, dead letters, and counts."""
+PASSING = ("uwsgi_tasks:worker:", "uwsgi_tasks:result:")
+"""Those who were there just now, and results."""
 
 
 def look_back(storm, seconds):
@@ -177,12 +184,14 @@ def look_back(storm, seconds):
         id_ for event in crew.events("submitted") if event["task"] in KEPT for id_ in event["ids"]
     ]
     names = queues.client.call("KEYS", "*")
+    lives = {name.decode(): queues.client.call("PTTL", name) for name in names}
     return History(
         kills=storm.kills,
         events=crew.events(),
         outcomes=crew.call(f"outcomes({ids})"),
         letters=crew.call("letters()"),
-        keys={name.decode(): queues.client.call("PTTL", name) for name in names},
+        # Less than -1 is over by now.
+        keys={name: life for name, life in lives.items() if life >= -1},
         codes=codes,
         seconds=seconds,
     )
@@ -193,7 +202,7 @@ def history(tmp_path_factory):
     """What has happened when all is over; the seed is shown with what fails."""
     print(f"KILLS_SEED={SEED}")
     # That it can be told beforehand is the point.
-    rng = random.Random(SEED)  # noqa: S311
+    rng = random.Random(SEED)
     began = time.monotonic()
     with serve(Redis, durable=True) as redis:
         folder = tmp_path_factory.mktemp("fire")
@@ -216,7 +225,6 @@ pytestmark = pytest.mark.timeout(300)
 def test_as_many_are_killed_as_was_said(history):
     assert history.kills.total() >= 60
     assert {"redis", "worker", "child"} == set(history.kills)
-    assert {event["step"] for event in history.of("killed")} >= set()
 
 
 @pytest.mark.slow
@@ -253,14 +261,12 @@ def test_what_failed_for_good_is_a_dead_letter_and_nothing_else_is(history):
 
 @pytest.mark.slow
 def test_nothing_is_left_in_redis_but_what_was_asked_for(history):
-    letters, kept = "{uwsgi_tasks:dead}", "uwsgi_tasks:result:"
     left = {
         name: life
         for name, life in history.keys.items()
-        if not (name.startswith(letters) or name in LASTING)
+        if not (name.startswith(LASTING) or (name.startswith(PASSING) and life > 0))
     }
-    assert {name: life for name, life in left.items() if life < 0} == {}
-    assert [name for name in left if not name.startswith((kept, "uwsgi_tasks:worker:"))] == []
+    assert left == {}
 
 
 @pytest.mark.slow

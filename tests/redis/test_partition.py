@@ -223,6 +223,22 @@ def test_what_runs_at_most_once_is_not_submitted_again_when_the_answer_is_lost(
         crew.end()
 
 
+def test_a_cluster_whose_answer_is_late_is_told_nothing_twice(redis_cluster):
+    client = Client(f"{redis_cluster.url}?{IMPATIENT}")
+    client.call("RPUSH", "{uwsgi_tasks:told}", "first")
+    owner = redis_cluster.owner("{uwsgi_tasks:told}")
+    owner.freeze()
+    try:
+        with pytest.raises(RedisAway):
+            client.call("RPUSH", "{uwsgi_tasks:told}", "second")
+    finally:
+        owner.thaw()
+
+    told = client.call("LRANGE", "{uwsgi_tasks:told}", 0, -1)
+    assert [word for word in told if word != b"first"] in ([], [b"second"])
+    redis_cluster.flush()
+
+
 # ---- Redis is away
 
 

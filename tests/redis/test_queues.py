@@ -7,7 +7,6 @@ from itertools import count
 import pytest
 
 from tests.conformance.places import until
-from tests.servers import Redis, serve
 from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.model import Stop
 from uwsgi_tasks.redis.client import Client
@@ -41,15 +40,15 @@ class Hand(Queues):
         words = [word for id_ in ids for word in (id_, f"payload of {id_}")]
         self.submit(queue, words, **options)
 
-    def claim(self, most=1, *names):
-        return self.stepped(most, *names).claims
+    def claim(self, most=1, *names, **options):
+        return self.stepped(most, *names, **options).claims
 
     def take(self, most=1, *names):
         """Claim; return the ids."""
         return [one.id for one in self.claim(most, *names)]
 
-    def stepped(self, most=1, *names, ends=()):
-        return self.step(names or ("default",), ends, most, f"worker:{next(_numbers)}")
+    def stepped(self, most=1, *names, ends=(), mark=""):
+        return self.step(names or ("default",), ends, most, f"worker:{next(_numbers)}{mark}")
 
     def end(self, *claims, **next_):
         """Say that these have ended; return the ids of those that were not ours any more."""
@@ -455,6 +454,46 @@ def test_a_crash_of_many_out_of_several_queues_of_a_cluster_counts_for_none(redi
     assert all(len(claims) == 1 for claims in found)
     assert {claim.id: claim.crashes for (claim,) in found} == {"a": 0, "b": 0, "c": 0}
     redis_cluster.flush()
+
+
+def crashes(queues, times, mark):
+    """How many crashes each worker is told of that claims the job, and dies."""
+    seen = []
+    for _ in range(times):
+        (claim,) = queues.claim(1, mark=mark)
+        seen.append(claim.crashes)
+        queues.expire(claim)
+    return seen
+
+
+def test_crashes_of_a_worker_that_may_run_others_beside_it_are_counted_twice_at_most(queues):
+    queues.put("a")
+    assert crashes(queues, 5, mark="+") == [0, 1, 2, 2, 2]
+    assert crashes(queues, 3, mark="") == [2, 3, 4]
+
+
+def test_a_crash_counts_of_who_has_said_that_it_runs_nothing_else(queues):
+    queues.put("a")
+    crashes(queues, 3, mark="+")
+    (claim,) = queues.claim(1, mark="+")
+    assert queues.runs_alone(claim)
+    queues.expire(claim)
+    assert queues.claim(1, mark="+")[0].crashes == 3
+
+
+def test_who_has_said_that_it_runs_nothing_else_still_has_its_job(queues):
+    queues.put("a")
+    (claim,) = queues.claim(1, mark="+")
+    queues.runs_alone(claim)
+    assert (queues.touch([claim]), queues.end(claim)) == ([0], [])
+
+
+def test_who_has_lost_its_job_is_told_so_when_it_wants_to_run_it_alone(queues):
+    queues.put("a")
+    (claim,) = queues.claim(1, mark="+")
+    queues.expire(claim)
+    queues.claim(1, mark="+")
+    assert not queues.runs_alone(claim)
 
 
 def test_the_next_attempt_begins_with_no_crashes(queues):
@@ -1108,24 +1147,19 @@ def test_what_a_job_costs_does_not_grow_with_those_that_run(one, one_server):
 # --- a Redis that is full
 
 
-def fill(server, size):
-    """Keep so many bytes again and again, until there is no room for them."""
-    for number in count():
-        if server.ask("SET", f"{size} {number}", "x" * size).returncode:
-            return
-
-
-@pytest.fixture
-def full():
+@pytest.fixture(params=["redis_server", "redis_62"])
+def full(request):
     """Queues on a Redis that has no memory left, and claims of some jobs in them."""
-    with serve(Redis, maxmemory="4mb") as server:
-        queues = connected(server.url)
-        queues.put(*map(str, range(20)))
-        queues.claims = queues.claim(4)
-        for size in (100_000, 1_000):
-            fill(server, size)
-        yield queues
-        queues.client.close()
+    server = request.getfixturevalue(request.param)
+    server.flush()
+    queues = connected(server.url)
+    queues.put(*map(str, range(20)))
+    queues.claims = queues.claim(4)
+    server.cli("CONFIG", "SET", "maxmemory", 1)
+    yield queues
+    server.cli("CONFIG", "SET", "maxmemory", 0)
+    queues.client.close()
+    server.flush()
 
 
 def test_a_redis_that_is_full_takes_nothing_or_all(full):
@@ -1141,6 +1175,7 @@ def test_what_a_redis_has_that_is_full_can_be_worked_off(full):
 
 def test_what_runs_on_a_redis_that_is_full_keeps_its_lease(full):
     assert full.touch(full.claims) == [0] * 4
+    assert full.runs_alone(full.claims[0])
 
 
 def test_what_runs_on_a_redis_that_is_full_can_be_cancelled(full):

@@ -116,7 +116,7 @@ def run(outcome="succeeded", seconds=0.01):
     """Be a task that takes its time."""
     job = get_current_task()
     record("begin", id=job.id, attempt=job.attempt)
-    time.sleep(random.uniform(0, seconds))  # noqa: S311
+    time.sleep(random.uniform(0, seconds))
     step("is in the function")
     record("end", id=job.id, attempt=job.attempt, outcome=outcome)
 

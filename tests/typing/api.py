@@ -14,9 +14,11 @@ from uwsgi_tasks import (
     App,
     Attempt,
     CurrentTask,
+    DataQueue,
     HeapEntry,
     Job,
     JobHandle,
+    LeaseLost,
     Outcome,
     PredicateFailed,
     Retry,
@@ -38,6 +40,7 @@ from uwsgi_tasks import (
     timer,
     timer_lazy,
 )
+from uwsgi_tasks.data_queue import DataQueue as DataQueueType
 from uwsgi_tasks.testing import Attempt as MadeAttempt
 from uwsgi_tasks.testing import (
     CapturedJob,
@@ -264,3 +267,24 @@ def silent(job: Job) -> None:
 assert_type(database(), Iterator[str])
 assert_type(session(), AsyncIterator[str])
 the_same: Callable[[CurrentTask, Callable[[], Any]], Any] = App().middleware(timed)
+
+
+@task(executor=TaskExecutor.REDIS, queue="mail", priority=3, lease=60, serializer="json")
+def on_redis(number: int) -> str:
+    """Run by a worker on any machine."""
+    current = get_current_task()
+    try:
+        assert_type(current.heartbeat() if current else None, None)
+    except LeaseLost:
+        return ""
+    return str(number)
+
+
+remote: JobHandle = on_redis(1)
+once: JobHandle = on_redis.using(lease=None, queue="reports")(2)
+aggregate = DataQueue("aggregate", attempts=5, lease=5, dead_letter=True)
+ids: list[str] = aggregate.put([{"page": 1}, [1.5, None]])
+got = aggregate.get(2)
+done: set[str] = aggregate.done(got)
+waiting: int = len(aggregate)
+dead: DataQueueType = aggregate.dead

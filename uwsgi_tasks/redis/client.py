@@ -313,7 +313,12 @@ class Client:
         for name in ("host", "port", "db"):
             options.pop(name, None)
         nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
-        return RedisCluster(startup_nodes=nodes, ssl=is_encrypted, **options)
+        made = RedisCluster(startup_nodes=nodes, ssl=is_encrypted, **options)
+        # By itself it would send again what may have been done: who calls us knows what that means.
+        made.retry = Retry(NoBackoff(), 0)
+        # Before redis-py 6 that was called so.
+        vars(made)["cluster_error_retry_attempts"] = 0
+        return made
 
     def close(self) -> None:
         """Let go of this thread's connection, and in a cluster of all; the next call opens one."""

@@ -464,8 +464,14 @@ class Consumer:
             return
         try:
             _, following = self._receiver.perform(job, claim.payload, bury=True)
-        except (FixtureFailed, NotKept) as error:
+        except FixtureFailed as error:
             self._put_off(held, error, job)
+            return
+        except NotKept as error:
+            if claim.is_once:
+                self._lose(job, error)
+            else:
+                self._put_off(held, error)
             return
         if following is None:
             if not claim.is_once:
@@ -546,6 +552,16 @@ class Consumer:
             self._submit_again(claim, again, claim.payload)
         else:
             self._queues.release([claim], _PUT_OFF)
+
+    @staticmethod
+    def _lose(job: Job, error: NotKept) -> None:
+        """Note that a job has failed, must not run again, and could not be kept either."""
+        log.critical(
+            "%s has failed and is lost: %s",
+            log_lines.one_line(job),
+            log_lines.one_line(error),
+            extra=log_lines.of(job, "redis"),
+        )
 
     def _fail(self, held: _Held, error: BaseException) -> None:
         """Note that a job could not even be tried; its lease decides when it is again.

@@ -18,10 +18,10 @@ for index = 1, #ARGV, 3 do
     local own = redis.call('HGET', root .. ':own', id)
     local is_alone = own and own .. '!' == token
     if own == token or own == token .. '!' or is_alone then
-        if is_alone then redis.call('HSET', root .. ':own', id, token) end
         -- Taken away first: a Redis that is full refuses a script that begins by adding.
         redis.call('ZREM', root .. ':run', id)
         redis.call('ZADD', root .. ':run', now + lease, id)
+        if is_alone then redis.call('HSET', root .. ':own', id, token) end
         answers[#answers + 1] = tonumber(redis.call('HGET', root .. ':more', 's:' .. id) or 0)
     else
         answers[#answers + 1] = -1
