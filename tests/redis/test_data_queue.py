@@ -1158,9 +1158,9 @@ def read_for_ever(url, path):
 
 
 def test_nothing_is_lost_when_readers_and_redis_are_killed_at_random(durable, tmp_path):
-    seed = random.randrange(10**6)  # noqa: S311  no secret
+    seed = random.randrange(10**6)
     print(f"seed {seed}")
-    dice = random.Random(seed)  # noqa: S311  as above
+    dice = random.Random(seed)
     context = multiprocessing.get_context("fork")
     path = tmp_path / "seen"
     path.touch()

@@ -506,9 +506,9 @@ def test_sigusr2_shows_what_all_threads_do(shop):
 
 @pytest.mark.slow
 def test_workers_that_come_and_go_lose_no_job_and_run_none_twice(shop):
-    seed = random.randrange(10**6)  # noqa: S311  as below
+    seed = random.randrange(10**6)
     print(f"seed {seed}")
-    rng = random.Random(seed)  # noqa: S311  no secret
+    rng = random.Random(seed)
     kinds = [
         ["-c", "4", "--max-jobs", "50"],
         ["-c", "2", "-p", "2", "--max-jobs", "100"],

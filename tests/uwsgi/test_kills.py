@@ -284,7 +284,7 @@ def history(request, serve_module):
     server = serve_module(SOURCE, spoolers=4, workers=2, env=env)
     make_steps(server)
     # That it can be told beforehand is the point.
-    rng = random.Random(f"{SEED} {store}")  # noqa: S311
+    rng = random.Random(f"{SEED} {store}")
     storm = Storm(server, env, rng)
     try:
         storm.rage(kills, steps)
