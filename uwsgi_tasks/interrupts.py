@@ -63,6 +63,8 @@ for _kind, _plain in ((_TimeIsOver, TaskTimeout), (_Killed, TaskCancelled)):
     _kind.__name__ = _kind.__qualname__ = _plain.__name__
     _kind.__module__ = _plain.__module__
 
+_NUDGE = signal.SIGURG
+"""Nearly nobody uses it, and where nobody listens it does nothing."""
 _regions: dict[int, _Region] = {}
 """By the thread's ident."""
 _interrupting = threading.Lock()
@@ -84,16 +86,20 @@ def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
         if region.has_left:
             return False
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
-    if ident == threading.main_thread().ident and callable(signal.getsignal(signal.SIGALRM)):
+    if ident == threading.main_thread().ident and signal.getsignal(_NUDGE) is _nudged:
         # There, a signal ends what the thread waits for; its handler is where this is raised.
-        signal.pthread_kill(ident, signal.SIGALRM)
+        signal.pthread_kill(ident, _NUDGE)
     return True
+
+
+def _nudged(_number: int, _frame: object) -> None:
+    """Do nothing: that it is called at all is what is wanted."""
 
 
 def listen() -> None:
     """Let the main thread, which calls this, be interrupted also while it waits for something."""
-    if not callable(signal.getsignal(signal.SIGALRM)):
-        signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    if not callable(signal.getsignal(_NUDGE)):
+        signal.signal(_NUDGE, _nudged)
 
 
 class Interruptible:

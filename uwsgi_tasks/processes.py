@@ -20,6 +20,8 @@ from uwsgi_tasks.log_lines import one_line
 
 log = logging.getLogger(__name__)
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What tells a process to end."""
 AGAIN = 0.5
 """Seconds within which a signal that comes twice is one: a shell, or a service manager, tells a
 whole group of processes, and those among them that pass it on tell each other."""
@@ -38,9 +40,9 @@ _FRESH = 5.0
 
 
 def ends() -> list[signal.Signals]:
-    """Return what tells this process to end; nohup keeps SIGHUP from it."""
-    found = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-    return [each for each in found if signal.getsignal(each) is not signal.SIG_IGN]
+    """Return what tells this program to end; nohup keeps SIGHUP from it."""
+    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [each for each in ENDS if not (is_kept and each == signal.SIGHUP)]
 
 
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers

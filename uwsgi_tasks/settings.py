@@ -45,7 +45,7 @@ class Settings:
     """Undo the niceness of 19 that uWSGI gives its spoolers."""
     accept_legacy: bool = True
     """Run the spool files that uwsgi_tasks 0.7 wrote."""
-    store: str | None = None
+    store: str | None = field(default=None, repr=False)
     """URL of what remembers results and dead letters, or ``django``: the default database there.
     By default an SQLite file in the spooler's directory; in memory where there is none."""
     namespace: str = ""
@@ -55,7 +55,7 @@ class Settings:
     SECRET_KEY, and its SECRET_KEY_FALLBACKS."""
     result_ttl: float = 0
     """Seconds for which results are kept, of tasks that do not say it themselves."""
-    redis: str | None = None
+    redis: str | None = field(default=None, repr=False)
     """URL of the Redis of ``executor="redis"``; by default that of this machine. Named here, it
     is the store as well, unless that is another."""
     redis_retry: float = 0
@@ -102,9 +102,8 @@ class Settings:
                 f"not {self.store!r}"
             )
         if self.redis is not None and not (isinstance(self.redis, str) and self.redis):
-            raise ConfigurationError(
-                f"redis must be a URL such as 'redis://localhost:6379/0', not {self.redis!r}"
-            )
+            # Without the value: it may hold a password, and this text lands in a log.
+            raise ConfigurationError("redis must be a URL such as 'redis://localhost:6379/0'")
         if not (isinstance(self.namespace, str) and _NAMESPACE.fullmatch(self.namespace)):
             raise ConfigurationError(
                 f"namespace takes up to 30 of a-z, 0-9 and _, not {self.namespace!r}"

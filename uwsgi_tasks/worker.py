@@ -24,7 +24,7 @@ from uwsgi_tasks.executors import Consuming
 from uwsgi_tasks.health import answer
 from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.model import TaskExecutor
-from uwsgi_tasks.processes import AGAIN, STACKS, Processes, ends, flush, hear, hold
+from uwsgi_tasks.processes import AGAIN, ENDS, STACKS, Processes, ends, flush, hear, hold
 from uwsgi_tasks.settings import parse_queues
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ def main() -> NoReturn:
     place = app.executor(TaskExecutor.REDIS).place
     log.info("this mule serves %s of %s", app.settings.queues, place)
     # uWSGI kills it when it takes too long; and Ctrl-C comes twice: from the terminal, and from it.
-    work.run(alone=False)
+    # All that it is told by is uWSGI's, though Python may have found it ignored, as under nohup.
+    work.run(ENDS, alone=False)
     sys.exit(0)
 
 
@@ -120,7 +121,7 @@ def _run_alone(app: App, plan: Plan, here: Path) -> int:
     consuming = replace(plan.consuming, abandon=abandon)
     work = _Work(app, replace(plan, consuming=consuming))
     _answer(plan, lambda: work.is_well)
-    work.run(alone=True)
+    work.run(ends(), alone=True)
     if work.is_recycled:
         start_anew(here)
     return 0
@@ -133,7 +134,7 @@ def _run_several(app: App, plan: Plan, here: Path) -> int:
         own = _Work(app, plan)
         if plan.health:
             own.tell_each_second(is_well)
-        own.run(alone=False)
+        own.run(ends(), alone=False)
         return 0
 
     if "django.db" in sys.modules:
@@ -213,13 +214,12 @@ class _Work:
         """Is another process to take its place?"""
         return self._consumer.is_recycled and not self.is_told
 
-    def run(self, *, alone: bool) -> None:
-        """Run jobs; for the main thread.
+    def run(self, numbers: Sequence[signal.Signals], *, alone: bool) -> None:
+        """Run jobs until one of these signals comes; for the main thread.
 
         *alone*: nobody else sees to it that this process ends when it is told so twice, or takes
         too long.
         """
-        numbers = ends()
 
         def end(_number: int, _frame: FrameType | None) -> None:
             now = time.monotonic()

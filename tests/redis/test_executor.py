@@ -40,11 +40,11 @@ TTL = 60
 
 
 @pytest.fixture(autouse=True)
-def alarmed():
-    """A worker of one thread listens to alarms, for life."""
-    before = signal.getsignal(signal.SIGALRM)
+def unheard():
+    """A worker of one thread listens to a signal, for life."""
+    before = signal.getsignal(signal.SIGURG)
     yield
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGURG, before)
 
 
 @pytest.fixture
@@ -790,20 +790,18 @@ def test_a_lease_is_extended_while_the_job_runs(app):
     assert handle.result(5) == 0
 
 
-def test_the_leases_of_those_that_were_claimed_ahead_are_extended(app):
-    runs = []
+def test_what_was_claimed_ahead_behind_a_long_job_is_given_to_others(app):
+    seen = []
 
-    @app.declare(lease=1)
+    @app.declare
     def send(name):
-        runs.append((name, len(app.claim())))
-        if name == "first":
-            # As many as there are threads run: nobody gives the other one back.
-            time.sleep(1.5)
+        if name == "long":
+            time.sleep(0.5)
+            seen.extend((claim.id, claim.crashes) for claim in app.claim(5))
 
-    send.map(["first", "second"])
+    handles = send.map(["long", "second", "third"])
     eager(app).run()
-    app.work()
-    assert runs == [("first", 0), ("second", 0)]
+    assert seen == [(handles[1].id, 0), (handles[2].id, 0)]
 
 
 def test_a_heartbeat_extends_the_lease(app):
@@ -839,6 +837,24 @@ def test_a_heartbeat_tells_who_has_lost_its_lease(app):
     send()
     app.work()
     assert len(raised) == 2
+
+
+def test_a_heartbeat_while_redis_is_away_ends_no_job():
+    with serve(Redis, durable=True) as server:
+        app = Shop(redis=server.url)
+        runs = []
+
+        @app.declare
+        def send():
+            server.stop()
+            get_current_task().heartbeat()
+            runs.append(1)
+            server.start()
+            get_current_task().heartbeat()
+
+        send()
+        app.work()
+        assert (runs, app.waiting(), app.letters()) == ([1], 0, {})
 
 
 @pytest.mark.parametrize("how", ["returns", "fails", "asks for more", "raises what it was told"])
@@ -1265,6 +1281,26 @@ def test_several_threads_run_as_many_jobs_at_a_time(app):
         assert sorted(handle.result(15) for handle in handles) == [0, 1, 2]
 
 
+def test_who_may_have_killed_two_workers_runs_while_nothing_else_does(app):
+    inside, seen = [], []
+
+    @app.declare
+    def send(name):
+        inside.append(name)
+        if name == "doubtful":
+            time.sleep(0.3)
+            seen.append(list(inside))
+        time.sleep(0.02)
+        inside.remove(name)
+
+    send("doubtful")
+    crash(app, 2)
+    send.map(["other"] * 10)
+    with app.working("default", threads=3):
+        until(lambda: app.waiting() == 0)
+    assert seen == [["doubtful"]]
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_job_of_the_future_runs_at_its_time_also_where_several_wait(app, threads):
     late = []
@@ -1305,12 +1341,13 @@ def test_who_was_woken_by_its_clock_and_is_at_work_takes_nobodys_token(app):
 
 
 def test_a_next_attempt_is_soon_made_by_others_when_its_own_worker_ends(app):
-    seen = []
+    gate, seen = threading.Event(), []
 
     @app.declare(retry=Retry(attempts=2, delay=0.2))
     def send():
         seen.append(time.monotonic())
         if len(seen) == 1:
+            gate.wait(15)
             first.stop()
             raise OSError
 
@@ -1318,6 +1355,9 @@ def test_a_next_attempt_is_soon_made_by_others_when_its_own_worker_ends(app):
         send()
         until(lambda: seen)
         with app.working("default"):
+            # It falls asleep.
+            time.sleep(0.5)
+            gate.set()
             until(lambda: len(seen) == 2)
     assert seen[1] - seen[0] < 5
 

@@ -188,7 +188,7 @@ def doomed(number):
     raise ValueError(number)
 
 
-@leased(result_ttl=600, unique=lambda number: str(number % 5))
+@leased(result_ttl=600, unique=lambda number: str(number % 7))
 def alone(number):
     run()
 
@@ -204,8 +204,8 @@ def once(number):
     run()
 
 
-KINDS = (single, delayed, urgent, minor, kept, shaky, patient, once)
-RARE = (doomed, long, alone)
+KINDS = (single, delayed, urgent, minor, kept, shaky, patient, once, alone)
+RARE = (doomed, long)
 
 
 @leased()

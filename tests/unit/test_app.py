@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -679,3 +680,71 @@ def test_a_dead_letter_of_a_thread_is_submitted_to_the_spooler_where_there_is_on
     app.dead.requeue("3f-1")
     (standing,) = app.jobs()
     assert (standing.executor, standing.at) == ("spooler", pytest.approx(later, abs=1))
+
+
+# --- what is for Redis
+
+
+FOR_REDIS = [{"queue": "mail"}, {"lease": 5}, {"lease": None}]
+
+
+@pytest.mark.parametrize("given", FOR_REDIS)
+@pytest.mark.parametrize("executor", ["spooler", "mule", "thread", "runtime"])
+def test_a_queue_and_a_lease_are_refused_where_there_are_none(path, executor, given):
+    uwsgi = FakeUwsgi(spoolers=(str(path),), mules=1)
+    uwsgi.has_threads = 1
+    with pytest.raises(InvalidTask, match=f"queue= and lease= are for redis: {executor} has none"):
+        app_in(uwsgi).task(executor=executor, **given)(send)
+
+
+@pytest.mark.parametrize("executor", ["spooler", "mule", "thread", "runtime"])
+def test_who_pickles_in_any_case_is_not_asked_for_json(path, executor):
+    uwsgi = FakeUwsgi(spoolers=(str(path),), mules=1)
+    uwsgi.has_threads = 1
+    with pytest.raises(InvalidTask, match=f"serializer=: {executor} pickles; use redis"):
+        app_in(uwsgi).task(executor=executor, serializer="json")(send)
+
+
+@pytest.mark.parametrize("given", [*FOR_REDIS, {"serializer": "json"}])
+def test_under_auto_what_is_for_redis_may_be_said_before_there_is_one(path, given):
+    uwsgi = FakeUwsgi(spoolers=(str(path),))
+    app_in(uwsgi).task(**given)(send)(1)
+    assert len(uwsgi.spool_files()) == 1
+
+
+def test_under_auto_what_redis_cannot_do_is_refused_where_a_setting_means_that():
+    with pytest.raises(InvalidTask, match="priority=10: on redis it goes from 0"):
+        app_in(executor="redis", redis="redis://localhost:1").task(priority=10)(send)
+
+
+def test_under_auto_a_setting_sends_calls_to_redis_also_inside_uwsgi(path):
+    uwsgi = FakeUwsgi(spoolers=(str(path),))
+    app = app_in(uwsgi, executor="redis", redis="redis://localhost:1")
+    with pytest.raises(SubmitError, match=r"Redis at redis://localhost:1"):
+        app.task(send)(1)
+    assert uwsgi.spool_files() == []
+
+
+@pytest.mark.parametrize("given", [{"result_ttl": 5}, {"unique": "a"}])
+def test_under_auto_what_must_be_kept_needs_a_store_that_workers_see(given):
+    with pytest.raises(InvalidTask, match=r"a store that all processes see .*: set 'redis'"):
+        app_in(executor="redis").task(**given)(send)
+
+
+def test_redis_is_the_store_where_no_other_one_is_named():
+    app = app_in(redis="redis://localhost:1", namespace="shop")
+    assert (app.store.url, app.store.namespace) == ("redis://localhost:1", "shop")
+    assert app_in(redis="redis://localhost:1", store="memory://").store.url == "memory://"
+
+
+def test_without_redis_its_package_is_not_imported():
+    source = """
+import sys
+from uwsgi_tasks import App
+from uwsgi_tasks.server import Server
+app = App(Server(None))
+app.task(executor="runtime")(lambda: 5)()
+app.jobs(), app.waiting()
+assert not {"redis", "uwsgi_tasks.redis.client", "uwsgi_tasks.executors.redis"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", source], check=True, timeout=60)

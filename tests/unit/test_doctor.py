@@ -983,7 +983,7 @@ def test_the_remedy_of_a_queue_that_nobody_serves_is_a_worker_for_it(judged):
 
 
 def test_tasks_of_other_executors_need_no_worker(judged, patient):
-    patient.declares("two", executor="spooler", queue="mail")
+    patient.declares("two", executor="spooler")
 
     assert judged(workers=[worker("mysite.tasks.one")]) == {}
 

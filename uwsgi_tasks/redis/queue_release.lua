@@ -1,7 +1,7 @@
 -- Gives back jobs that a worker has claimed, and not run to their end.
 --
 -- KEYS[1]             the root of the queue, as in {uwsgi_tasks:queue:default}
--- root:own            HASH  id -> token of the claim by which it runs, with a "!" if it was claimed alone
+-- root:own            HASH  id -> token of the claim by which it runs, with a "!" if it runs alone
 -- root:run            ZSET  id by the milliseconds since 1970 at which its lease is over
 -- root:ready:0 to 9   LIST  ids that may run, by priority
 -- root:due            ZSET  id by the milliseconds since 1970 at which it may run
