@@ -12,20 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count, groupby
 from operator import attrgetter
 
-from uwsgi_tasks import codec, interrupts, log_lines
+from uwsgi_tasks import interrupts, log_lines
 from uwsgi_tasks.errors import (
-    FixtureFailed,
     LeaseLost,
-    NotKept,
     RedisAway,
-    Unpicklable,
     shown,
 )
 from uwsgi_tasks.executors import Consuming, Receiver
 from uwsgi_tasks.model import Job, Stop
 from uwsgi_tasks.redis.gate import Gate
+from uwsgi_tasks.redis.handling import Handling
 from uwsgi_tasks.redis.presence import Presence
-from uwsgi_tasks.redis.queues import DEFAULT, Claim, End, Queues
+from uwsgi_tasks.redis.queues import Claim, End, Queues
 from uwsgi_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,8 +46,6 @@ _IDLE = 20.0
 """Seconds after which an idle process says that it is there."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
-_PUT_OFF = 5.0
-"""Seconds after which a job is tried again that could not be run here."""
 _OFTEN = 0.2
 """Seconds between two questions of one running job, whether it was asked to stop."""
 _OVERDUE = 5.0
@@ -108,6 +104,7 @@ class Consumer:
         self._mark = "+" if consuming.threads > 1 else ""
         self._ahead: deque[_Held] = deque()
         self._ends: deque[End] = deque()
+        self._handling = Handling(queues, receiver, settings, self._ends)
         self._running: list[_Held | None] = [None] * consuming.threads
         self._mean = _AHEAD
         self._batch = 1
@@ -423,154 +420,7 @@ class Consumer:
     # ---- one job ----------------------------------------------------------------------------
 
     def _perform(self, held: _Held) -> None:
-        claim, receiver = held.claim, self._receiver
-        kills = claim.crashes >= self._limit
-        reason = f"its worker died too often while it ran ({claim.crashes})"
-        if kills and claim.payload[:3] == codec.MAGIC:
-            # Unpickling it may be what killed them.
-            receiver.reject(claim.payload, reason, id=claim.id)
-            self._end(claim)
-            return
-        try:
-            jobs = receiver.decode(claim.payload, claim.id)
-        except NotKept as error:
-            self._put_off(held, error)
-            return
-        if not jobs:
-            self._end(claim)
-            return
-        job = jobs[0]
-        if job.id != claim.id or (job.queue or DEFAULT) != claim.queue:
-            # A foreign program need not say twice what it is called, and where it lies.
-            job = job._replace(id=claim.id, queue=claim.queue)
-        if kills:
-            receiver.bury(job, reason)
-            self._end(claim)
-        elif claim.crashes < 0:
-            receiver.cancel(job)
-            self._end(claim)
-        elif self._is_known(job, claim):
-            self._attempt(held, job)
-        else:
-            self._wait_for_code(held, job)
-
-    def _is_known(self, job: Job, claim: Claim) -> bool:
-        receiver = self._receiver
-        if receiver.knows(job.task):
-            return True
-        # Whoever can write JSON there must not choose what is imported here.
-        if claim.payload[:3] != codec.MAGIC or self._settings().signer is None:
-            return False
-        try:
-            receiver.find(job.task)
-        except Exception:  # noqa: BLE001  the user's module, in which anything may go wrong
-            return False
-        return True
-
-    def _attempt(self, held: _Held, job: Job) -> None:
-        claim = held.claim
-        if claim.is_once and not self._is_taken_off(claim):
-            return
-        try:
-            _, following = self._receiver.perform(job, claim.payload, bury=True)
-        except FixtureFailed as error:
-            self._put_off(held, error, job)
-            return
-        except NotKept as error:
-            if claim.is_once:
-                self._lose(job, error)
-            else:
-                self._put_off(held, error)
-            return
-        if following is None:
-            if not claim.is_once:
-                self._end(claim)
-            return
-        try:
-            payload = self._encoded(following)
-        except Unpicklable as error:
-            self._receiver.bury(following, str(error))
-            if not claim.is_once:
-                self._end(claim)
-            return
-        if claim.is_once:
-            self._submit_again(claim, following, payload)
-        else:
-            end = End(claim.queue, claim.id, claim.token, payload, following.at)
-            self._ends.append(end)
-
-    def _encoded(self, job: Job) -> bytes:
-        pickles = job.serializer == "pickle"
-        return codec.encode_one(job, self._settings().signer, pickles=pickles)
-
-    def _end(self, claim: Claim) -> None:
-        self._ends.append(End(claim.queue, claim.id, claim.token))
-
-    def _is_taken_off(self, claim: Claim) -> bool:
-        """End a job before it runs, which is to run once at most; False if it is not ours to run.
-
-        Should the answer be lost, it does not run at all.
-        """
-        end = End(claim.queue, claim.id, claim.token)
-        token = f"{self.name}:{next(self._numbers)}"
-        return not self._queues.step([claim.queue], [end], 0, token).lost
-
-    def _submit_again(self, claim: Claim, job: Job, payload: bytes) -> None:
-        """Submit a job that Redis knows no more."""
-        words = (job.id, payload)
-        try:
-            self._queues.submit(claim.queue, words, at=job.at, priority=job.priority, lease=0)
-        except RedisAway as error:
-            self._receiver.bury(job, f"it could not be submitted again: {error}")
-
-    def _wait_for_code(self, held: _Held, job: Job) -> None:
-        """Leave a job to others whose task nobody here knows, for as long as there may be any."""
-        claim, grace = held.claim, self._settings().unknown_task_grace
-        delay = min(_PUT_OFF, grace)
-        reason = (
-            f"no task {job.task} is declared: was it renamed or removed? A worker imports the "
-            "modules that follow its -m"
-        )
-        unknown_for = self._queues.release([claim], delay, unknown=True)[0]
-        if unknown_for >= grace:
-            # It was given back just now; whoever has it next finds that it is gone.
-            self._receiver.bury(job, reason)
-            self._queues.forget(job.id)
-        else:
-            log.warning(
-                "%s: %s; it waits",
-                log_lines.one_line(job),
-                log_lines.one_line(reason),
-                extra=log_lines.of(job, "redis"),
-            )
-
-    def _put_off(self, held: _Held, error: BaseException, job: Job | None = None) -> None:
-        """Give a job back that could not be run, and to which nothing was done.
-
-        *job* is it, if it may have been taken off.
-        """
-        claim = held.claim
-        log.warning(
-            "job %s is put off: %s",
-            log_lines.one_line(claim.id),
-            log_lines.one_line(shown(error)),
-            extra={"job_id": claim.id, "executor": "redis"},
-        )
-        if claim.is_once and job is not None:
-            again = job._replace(at=time.time() + _PUT_OFF)
-            self._submit_again(claim, again, claim.payload)
-        else:
-            self._queues.release([claim], _PUT_OFF)
-
-    @staticmethod
-    def _lose(job: Job, error: NotKept) -> None:
-        """Note that a job has failed, must not run again, and could not be kept either."""
-        log.critical(
-            "%s has failed and is lost: %s",
-            log_lines.one_line(job),
-            log_lines.one_line(error),
-            extra=log_lines.of(job, "redis"),
-        )
+        self._handling.perform(held.claim, self._limit)
 
     def _fail(self, held: _Held, error: BaseException) -> None:
         """Note that a job could not even be tried; its lease decides when it is again.
@@ -749,22 +599,13 @@ class Consumer:
         now = time.monotonic()
         overdue = [one for one in self._running if one is not None and now > one.deadline]
         for held in overdue:
-            self._give_up(held)
+            self._handling.give_up(held.claim)
         if now < self._stop_by and not overdue:
             return
         left = [one for one in self._running if one is not None and one not in overdue]
         if not overdue and not left:
             return
         self._leave(left, by_force=bool(overdue))
-
-    def _give_up(self, held: _Held) -> None:
-        """Make a dead letter of a job that nobody can end."""
-        jobs = self._receiver.decode(held.claim.payload)
-        if jobs:
-            job = jobs[0]._replace(id=held.claim.id)
-            reason = "it took longer than its timeout, and could not be interrupted"
-            self._receiver.bury(job, reason)
-        self._end(held.claim)
 
     def _leave(self, left: Sequence[_Held], *, by_force: bool) -> None:
         """End this process: what runs in it cannot be waited for."""
