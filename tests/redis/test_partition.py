@@ -441,3 +441,5 @@ def test_workers_follow_the_master(tmp_path, redis_sentinel, kill):
         assert [worker.stop() for worker in workers] == [0, 0]
     finally:
         crew.end()
+        # The one that was killed is there again, for other tests.
+        redis_sentinel.start()

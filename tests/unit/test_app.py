@@ -705,11 +705,17 @@ def test_who_pickles_in_any_case_is_not_asked_for_json(path, executor):
         app_in(uwsgi).task(executor=executor, serializer="json")(send)
 
 
-@pytest.mark.parametrize("given", [*FOR_REDIS, {"serializer": "json"}])
+@pytest.mark.parametrize("given", [{"queue": "mail"}, {"lease": 5}, {"serializer": "json"}])
 def test_under_auto_what_is_for_redis_may_be_said_before_there_is_one(path, given):
     uwsgi = FakeUwsgi(spoolers=(str(path),))
     app_in(uwsgi).task(**given)(send)(1)
     assert len(uwsgi.spool_files()) == 1
+
+
+def test_under_auto_a_spooler_is_not_asked_for_what_it_would_not_keep(path):
+    uwsgi = FakeUwsgi(spoolers=(str(path),))
+    with pytest.raises(InvalidTask, match="lease=None: the spooler runs a job again"):
+        app_in(uwsgi).task(lease=None)(send)
 
 
 def test_under_auto_what_redis_cannot_do_is_refused_where_a_setting_means_that():

@@ -117,6 +117,10 @@ class SpoolerExecutor(Executor):
         super().check(options)
         if not self._server.present:
             return
+        if options.lease is None:
+            raise InvalidTask(
+                "lease=None: the spooler runs a job again whose process was killed; use redis"
+            )
         if options.priority is not None and not self._server.spooler_ordered:
             raise InvalidTask(
                 "priority=: without 'spooler-ordered = true' in its configuration uWSGI would "

@@ -42,8 +42,8 @@ _LOOK = 1.0
 """Seconds between two questions whether what runs is to be killed."""
 _SHARE = 3
 """A lease is extended when so great a part of it is over."""
-_IDLE = 20.0
-"""Seconds after which an idle process says that it is there."""
+_IDLE = 5.0
+"""Seconds after which an idle process looks by itself: nobody is told of a lease that has begun."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _OFTEN = 0.2

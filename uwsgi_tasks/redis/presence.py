@@ -82,6 +82,7 @@ def workers(queues: Queues) -> list[KnownWorker]:
             client.call("SREM", f"{prefix}:workers", name)
         else:
             said = json.loads(text)
-            # One of another version may say more.
-            found.append(KnownWorker(**{key: said[key] for key in KnownWorker._fields}))
+            # One of another version may say more, or less.
+            if said.keys() >= set(KnownWorker._fields):
+                found.append(KnownWorker(**{key: said[key] for key in KnownWorker._fields}))
     return sorted(found)
