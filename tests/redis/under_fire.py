@@ -21,6 +21,7 @@ from uwsgi_tasks import Retry, SubmitError, default_app, get_current_task, task
 from uwsgi_tasks.errors import LeaseLost
 from uwsgi_tasks.redis import client, queues
 from uwsgi_tasks.redis.consumer import Consumer
+from uwsgi_tasks.redis.handling import Handling
 from uwsgi_tasks.stores.redis import RedisStore
 
 HERE = Path(__file__).parent
@@ -98,7 +99,7 @@ def arm():
     watch(queues.Queues, "touch", ("extend a lease", "extended a lease"))
     watch(queues.Queues, "submit", ("submit", "submitted"))
     watch(Consumer, "_perform", ("run", "run"))
-    watch(Consumer, "_attempt", ("attempt", "attempted"))
+    watch(Handling, "_attempt", ("attempt", "attempted"))
     watch(RedisStore, "save", ("save the result", "saved the result"))
     watch(RedisStore, "bury", ("bury", "buried"))
     watch_sending()
