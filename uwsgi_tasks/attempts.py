@@ -201,9 +201,9 @@ class Worker:
         """Make *job* a dead letter. Raises NotKept."""
         self._lay_out(job, TasksError(reason), "")
 
-    def catch_up(self) -> None:
-        """Write down what the store has missed while it was away, if it is back."""
-        self._ledger.catch_up()
+    def catch_up(self) -> bool:
+        """Write down what the store has missed while it was away; say whether all is written."""
+        return self._ledger.catch_up()
 
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""

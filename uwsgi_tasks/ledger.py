@@ -68,7 +68,8 @@ class Ledger:
         # Of each process its own: one that another thread holds in a fork is never free again.
         # Not plain ones: a signal's handler may cancel a job, which is counted too.
         self._counting: dict[int, threading.RLock] = {}
-        self._owed: deque[Callable[[], object]] = deque(maxlen=_OWED)
+        self._owed: deque[Callable[[], object]] = deque()
+        self._catching: dict[int, threading.RLock] = {}
         self._purged_at = float("-inf")
         self._asked: tuple[str, float, Stop] = ("", 0.0, Stop.NOT)
 
@@ -156,7 +157,7 @@ class Ledger:
             self._store().save(record, _kept_for(job, state))
         except _AWAY as away:
             if state.is_final:
-                self._owed.append(lambda: self._store().save(record, _kept_for(job, state)))
+                self._owe(lambda: self._store().save(record, _kept_for(job, state)))
             log.warning(
                 "%s: that it is %s could not be kept: %s",
                 one_line(job),
@@ -168,19 +169,23 @@ class Ledger:
             self.catch_up()
             self._purge()
 
-    def catch_up(self) -> None:
-        """Write how those jobs ended which did while the store was away, if it is back."""
-        while self._owed:
-            try:
-                write = self._owed.popleft()
-            except IndexError:
-                # Another thread does it.
-                return
-            try:
-                write()
-            except _AWAY:
-                self._owed.appendleft(write)
-                return
+    def _owe(self, write: Callable[[], object]) -> None:
+        if len(self._owed) < _OWED:
+            self._owed.append(write)
+
+    def catch_up(self) -> bool:
+        """Write how those jobs ended which did while the store was away; say whether all is."""
+        if not self._owed:
+            return True
+        # One after the other: what another thread is about to write is not written yet.
+        with self._catching.setdefault(os.getpid(), threading.RLock()):
+            while self._owed:
+                try:
+                    self._owed[0]()
+                except _AWAY:
+                    return False
+                self._owed.popleft()
+        return True
 
     def _purge(self) -> None:
         """Delete a little of what has expired, now and then."""
@@ -246,7 +251,7 @@ class Ledger:
         try:
             self._store().release_all(id)
         except _AWAY as error:
-            self._owed.append(lambda: self._store().release_all(id))
+            self._owe(lambda: self._store().release_all(id))
             log.warning(
                 "job %s: its unique key is held for up to a day if the store stays away: %s",
                 id,

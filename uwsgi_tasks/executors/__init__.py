@@ -57,8 +57,8 @@ class Receiver(Protocol):
     def is_endless(self, job: Job) -> bool:
         """May attempts at *job* follow one another for ever?"""
 
-    def catch_up(self) -> None:
-        """Write down what the store has missed while it was away, if it is back."""
+    def catch_up(self) -> bool:
+        """Write down what the store has missed while it was away; say whether all is written."""
 
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
