@@ -86,7 +86,7 @@ def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
         if region.has_left:
             return False
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
-    if ident == threading.main_thread().ident and signal.getsignal(_NUDGE) is _nudged:
+    if ident == threading.main_thread().ident and _listens():
         # There, a signal ends what the thread waits for; its handler is where this is raised.
         signal.pthread_kill(ident, _NUDGE)
     return True
@@ -94,6 +94,13 @@ def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
 
 def _nudged(_number: int, _frame: object) -> None:
     """Do nothing: that it is called at all is what is wanted."""
+
+
+def _listens() -> bool:
+    # By its names: of a module that was imported anew it would be another one.
+    handler = signal.getsignal(_NUDGE)
+    names = getattr(handler, "__module__", ""), getattr(handler, "__name__", "")
+    return names == (__name__, _nudged.__name__)
 
 
 def listen() -> None:

@@ -364,10 +364,10 @@ class Consumer:
 
     def _step(self, most: int) -> float | None:
         """Tell Redis what has ended, and claim up to *most* jobs; return how long to wait."""
-        is_store = self._settings().store in {None, self._settings().redis}
-        if is_store and not self._receiver.catch_up():
-            # Who waits for a job's end looks for its result then: that must be there before.
-            raise RedisAway("Redis does not take the results of what has ended")
+        if self._settings().store in {None, self._settings().redis}:
+            # Who waits for a job's end looks for its result then. One that is full takes none, and
+            # has room again when jobs have ended.
+            self._receiver.catch_up()
         ends = list(self._taken_ends())
         token = f"{self.name}:{next(self._numbers)}{self._mark}"
         try:
