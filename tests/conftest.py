@@ -1,6 +1,15 @@
 """What all tests share."""
 
+import signal
+
 import pytest
+
+# In the background of a shell, and under nohup, they are ignored: then all that the tests start
+# would ignore them, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

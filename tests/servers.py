@@ -657,50 +657,23 @@ def serve(kind: type[_Kind], **options: bool | int | str) -> Iterator[_Kind]:
         server.remove()
 
 
-@pytest.fixture(scope="session")
-def postgresql():
-    """A PostgreSQL that all tests share; a test may restart it."""
-    with serve(PostgreSQL) as server:
-        yield server
+def _shared(kind: type[Server]) -> Callable[[], Iterator[Server]]:
+    """Make the fixture of a server that all tests share; a test may restart it.
+
+    What a Redis knows is lost then.
+    """
+
+    def start() -> Iterator[Server]:
+        with serve(kind) as server:
+            yield server
+
+    return pytest.fixture(scope="session")(start)
 
 
-@pytest.fixture(scope="session")
-def mariadb():
-    """A MariaDB that all tests share; a test may restart it."""
-    with serve(MariaDB) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_server():
-    """A Redis that all tests share; a test may restart it, and all is lost then."""
-    with serve(Redis) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_62():
-    """A Redis 6.2 that all tests share; a test may restart it, and all is lost then."""
-    with serve(Redis62) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_cluster():
-    """A cluster of Redis that all tests share; a test may restart it, and all is lost then."""
-    with serve(RedisCluster) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_sentinel():
-    """A watched Redis that all tests share; a test may let it fail over."""
-    with serve(RedisSentinel) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_tls():
-    """A Redis with TLS and accounts that all tests share; a test may restart it."""
-    with serve(RedisTLS) as server:
-        yield server
+postgresql = _shared(PostgreSQL)
+mariadb = _shared(MariaDB)
+redis_server = _shared(Redis)
+redis_62 = _shared(Redis62)
+redis_cluster = _shared(RedisCluster)
+redis_sentinel = _shared(RedisSentinel)
+redis_tls = _shared(RedisTLS)

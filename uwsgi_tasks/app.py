@@ -228,25 +228,27 @@ class App:
             is_shared = self.store.shared
         except ConfigurationError as error:
             raise InvalidTask(f"{option} needs a store: {error}") from error
-        is_auto = given.executor == TaskExecutor.AUTO
-        name = self._read_settings().executor if is_auto else given.executor
-        if not is_shared and (self.server.present or name == TaskExecutor.REDIS):
+        travels_far = self._meant(given.executor) == TaskExecutor.REDIS
+        if not is_shared and (self.server.present or travels_far):
             raise InvalidTask(
                 f"{option} needs a store that all processes see which run tasks: set 'redis', or "
                 "'store' to the URL of a database, such as 'sqlite:////srv/site/tasks.sqlite3'"
             )
 
+    def _meant(self, name: str) -> str:
+        """Return the executor that *name* stands for: AUTO for what the settings say."""
+        return self._read_settings().executor if name == TaskExecutor.AUTO else name
+
     def _candidates(self, name: str) -> Iterator[Executor]:
-        if name == TaskExecutor.AUTO:
-            meant = self._read_settings().executor
-            if meant != TaskExecutor.AUTO and not self.executor(meant).needs_server:
-                yield self.executor(meant)
-                return
-            yield from (self.executor(each) for each in _AUTO)
-            if self._read_settings().fallback == TaskExecutor.THREAD:
-                yield self._thread
-        else:
-            yield self.executor(name)
+        meant = self._meant(name)
+        if name == meant != TaskExecutor.AUTO or not (
+            meant == TaskExecutor.AUTO or self.executor(meant).needs_server
+        ):
+            yield self.executor(meant)
+            return
+        yield from (self.executor(each) for each in _AUTO)
+        if self._read_settings().fallback == TaskExecutor.THREAD:
+            yield self._thread
 
     # ---- timers and crons -------------------------------------------------------------------
 
@@ -331,13 +333,10 @@ class App:
 
     def consume(self, consuming: Consuming, executor: str = TaskExecutor.REDIS) -> Consumer:
         """Return what takes jobs of *executor* in this process. Raises ConfigurationError."""
-        found = self.executor(executor)
-        if not found.ready():
-            raise ConfigurationError(found.missing() or f"nothing can be taken from {executor}")
         # Where the store is away, somebody does so later.
         with contextlib.suppress(StoreError, OSError):
             self._keeping.adopt_counts()
-        return found.consume(consuming, sorted(self.tasks))
+        return self.executor(executor).consume(consuming, sorted(self.tasks))
 
     def _build(self, name: str) -> Executor:
         with self._building:

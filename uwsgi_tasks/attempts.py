@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from types import CoroutineType
@@ -201,15 +202,19 @@ class Worker:
         """Make *job* a dead letter. Raises NotKept."""
         self._lay_out(job, TasksError(reason), "")
 
-    def catch_up(self) -> bool:
-        """Write down what the store has missed while it was away; say whether all is written."""
-        return self._ledger.catch_up()
+    def catch_up(self) -> None:
+        """Write down what the store has missed while it was away, if it is back."""
+        self._ledger.catch_up()
 
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
         fields = log_lines.of(job, self._executor)
         log.info("%s was cancelled", log_lines.one_line(job), extra=fields)
-        self._ledger.ends(job, self._executor, Result(state=State.CANCELLED, attempt=job.attempt))
+        self._end_cancelled(job)
+
+    def _end_cancelled(self, job: Job, error: BaseException | None = None) -> None:
+        result = Result(state=State.CANCELLED, attempt=job.attempt, error=error)
+        self._ledger.ends(job, self._executor, result)
         self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
 
     def reject(
@@ -265,9 +270,7 @@ class Worker:
                 self._lay_out(job, error, "")
             else:
                 self._log_dropped(job, str(error))
-                result = Result(state=State.CANCELLED, attempt=job.attempt, error=error)
-                self._ledger.ends(job, self._executor, result)
-                self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
+                self._end_cancelled(job, error)
             return False
         if job.unique is not None:
             # Whoever submits it may be about to, and not get to it before it has run.
@@ -295,40 +298,34 @@ class Worker:
     ) -> tuple[Any, BaseException | None]:
         """Make the *attempt*, which takes the seconds that it has, with an end to it."""
         seconds = task.options.timeout
-        if self._is_threaded:
-            return self._interruptible(attempt, seconds)
         polled = bool(job.result_ttl) and not self._tracks
-        if seconds is None and not polled:
+        if seconds is None and not (polled or self._is_threaded):
             return attempt()
-        asked = self._surroundings.asked
-        is_killed = (lambda: asked(job) is Stop.KILL) if polled else None
         if seconds is not None:
             self._limit(seconds)
+        end = (
+            Interruptible(seconds)
+            if self._is_threaded
+            else self._alarm(job, seconds, polled=polled)
+        )
         try:
-            with alarm.limit(seconds, is_killed, _POLL if polled else None):
+            with end:
                 return attempt(seconds)
-        # It rang when the function had just returned.
+        # It came when the function had just returned.
         except (TaskTimeout, TaskCancelled) as error:
             return None, error
         finally:
+            if isinstance(end, Interruptible):
+                end.leave()
             if seconds is not None:
                 self._limit(None)
 
-    def _interruptible(
-        self, attempt: Callable[..., tuple[Any, BaseException | None]], seconds: float | None
-    ) -> tuple[Any, BaseException | None]:
-        if seconds is not None:
-            self._limit(seconds)
-        limited = Interruptible(seconds)
-        try:
-            with limited:
-                return attempt(seconds)
-        except (TaskTimeout, TaskCancelled) as error:
-            return None, error
-        finally:
-            limited.leave()
-            if seconds is not None:
-                self._limit(None)
+    def _alarm(
+        self, job: Job, seconds: float | None, *, polled: bool
+    ) -> AbstractContextManager[None]:
+        asked = self._surroundings.asked
+        is_killed = (lambda: asked(job) is Stop.KILL) if polled else None
+        return alarm.limit(seconds, is_killed, _POLL if polled else None)
 
     def _settle(
         self,

@@ -15,9 +15,10 @@ from datetime import UTC, datetime, timedelta
 from types import EllipsisType
 from typing import Any, NamedTuple
 
+from uwsgi_tasks import json_text
 from uwsgi_tasks.errors import InvalidTask, NotJson, RedisAway
 from uwsgi_tasks.log_lines import one_line
-from uwsgi_tasks.redis.script import Redis, Reply, Script, Waiting
+from uwsgi_tasks.redis.script import Redis, Reply, Script, Waiting, prefix
 from uwsgi_tasks.times import seconds
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ _NAME = re.compile(r"[^\s{}]{1,200}")
 _NO_HEAD = [""] * 5
 """What the head of an entry has not, which nobody has read, or which has no id."""
 _RECEIPT = re.compile(r"\w+(\.\d+){3}\.\w+(\.\S+)?")
-_PLAIN = {str, int, float, bool, type(None)}
 _PUT, _GET, _DONE, _REFRESH, _GIVE_BACK, _REQUEUE, _LOOK_AT, _SIZES, _CLEAR = (
     Script.load(f"data_{name}.lua")
     for name in ("put", "get", "done", "refresh", "give_back", "requeue", "look", "sizes", "clear")
@@ -107,9 +107,7 @@ class _Place:
     @property
     def base(self) -> str:
         """What the keys begin with: all of them lie in one slot of a cluster."""
-        namespace = self.namespace()
-        prefix = f"uwsgi_tasks:{namespace}" if namespace else "uwsgi_tasks"
-        return f"{{{prefix}:data:{self.name}}}{self.suffix}"
+        return f"{{{prefix(self.namespace())}:data:{self.name}}}{self.suffix}"
 
     def run(self, script: Script, *args: str | bytes | int) -> Reply:
         """Take one atomic step."""
@@ -524,37 +522,15 @@ def _item_id(receipt: str) -> ItemId:
 # ---- items ----------------------------------------------------------------------------------
 
 
-def _quick_encoder() -> Callable[[Any], str]:
-    """Return what JSONEncoder.encode is but for what that makes anew each time: half the time."""
-    try:
-        encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
-            markers=None,
-            default=None,
-            encoder=json.encoder.encode_basestring,
-            indent=None,
-            key_separator=":",
-            item_separator=",",
-            sort_keys=False,
-            skipkeys=False,
-            allow_nan=False,
-        )
-    # Python promises none of it.
-    except (AttributeError, TypeError):
-        return json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-    return lambda item: "".join(encode(item, 0))
-
-
-_encode = _quick_encoder()
-
-
 def _encoded(items: Iterable[Any], name: str) -> list[str]:
     """Return *items* as JSON. Raises NotJson if one of them would not come out as it goes in."""
     found = []
     for number, item in enumerate(items, 1):
         try:
-            why = "" if type(item) in _PLAIN else _unfit(item)
+            why = "" if type(item) in json_text.PLAIN else json_text.unfit(item, exact=False)
+            why = why.replace(" builtins.", " ")
             if not why:
-                found.append(_encode(item))
+                found.append(json_text.encode(item))
         except RecursionError:
             why = "itself, or too much within one another"
         except ValueError as error:
@@ -567,33 +543,11 @@ def _encoded(items: Iterable[Any], name: str) -> list[str]:
     return found
 
 
-def _entries(ids: Sequence[str], texts: Sequence[str]) -> list[bytes]:
+def _entries(ids: Sequence[str], texts: Iterable[str]) -> list[bytes]:
     try:
         return [f"{one} {text}".encode() for one, text in zip(ids, texts, strict=True)]
-    # Half of a pair of surrogates, which UTF-8 has no place for.
     except UnicodeEncodeError:
-        return _entries(ids, [json.dumps(json.loads(text)) for text in texts])
-
-
-def _unfit(value: Any) -> str:
-    """Return what *value* holds that JSON would change or refuse; a tuple becomes a list."""
-    if isinstance(value, dict):
-        for key in value:
-            # JSON would make a text of it, without a word.
-            if not isinstance(key, str):
-                return f"the key {key!r:.50}, which is no text"
-        inner: Iterable[Any] = value.values()
-    elif isinstance(value, list) or type(value) is tuple:
-        inner = value
-    elif isinstance(value, (str, int, float)):
-        return ""
-    else:
-        kind = type(value)
-        return f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
-    for one in inner:
-        if type(one) not in _PLAIN and (found := _unfit(one)):
-            return found
-    return ""
+        return _entries(ids, map(json_text.escaped, texts))
 
 
 def _decoded(payloads: Sequence[bytes]) -> list[Any]:

@@ -41,18 +41,12 @@ class Keeping:
         self._connecting: dict[int, threading.Lock] = {}
 
     @property
-    def is_default(self) -> bool:
-        """Does no setting name a store?"""
-        settings = self._settings()
-        return settings.store is None and settings.redis is None
-
-    @property
     def is_near(self) -> bool:
         """Is the store in use here, or was it asked for?
 
         Else counting would load SQLAlchemy into each process, for nothing but that.
         """
-        return bool(self.stores) or not self.is_default
+        return bool(self.stores) or self._settings().store_url is not None
 
     @property
     def store(self) -> Store:
@@ -64,7 +58,7 @@ class Keeping:
         return self._found[1]
 
     def _connected(self, settings: Settings) -> Store:
-        key = settings.store or settings.redis or self._default_store(), settings.namespace
+        key = settings.store_url or self._default_store(), settings.namespace
         with self._connecting.setdefault(os.getpid(), threading.Lock()):
             if key not in self.stores:
                 self.stores[key] = connect(*key)
@@ -108,11 +102,11 @@ class Keeping:
         directories, settings = self._spooler.directories(), self._settings()
         if settings.redis is not None and not directories:
             # Of each store its own: what was counted goes there.
-            store = f"{settings.store or settings.redis} {settings.namespace}"
+            store = f"{settings.store_url} {settings.namespace}"
             folder = _private_folder() / f"running-{crc32(store.encode()):08x}"
             folder.mkdir(mode=0o700, exist_ok=True)
             return folder
-        if not directories or (self.is_default and find_spec("sqlalchemy") is None):
+        if not directories or (settings.store_url is None and find_spec("sqlalchemy") is None):
             return None
         return Path(directories[0]) / "running"
 

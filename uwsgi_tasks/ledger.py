@@ -173,19 +173,18 @@ class Ledger:
         if len(self._owed) < _OWED:
             self._owed.append(write)
 
-    def catch_up(self) -> bool:
-        """Write how those jobs ended which did while the store was away; say whether all is."""
+    def catch_up(self) -> None:
+        """Write how those jobs ended which did while the store was away, if it is back."""
         if not self._owed:
-            return True
+            return
         # One after the other: what another thread is about to write is not written yet.
         with self._catching.setdefault(os.getpid(), threading.RLock()):
             while self._owed:
                 try:
                     self._owed[0]()
                 except _AWAY:
-                    return False
+                    return
                 self._owed.popleft()
-        return True
 
     def _purge(self) -> None:
         """Delete a little of what has expired, now and then."""

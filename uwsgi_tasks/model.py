@@ -17,6 +17,10 @@ SPOOL_RETRY = -1
 SPOOL_IGNORE = 0
 
 
+LEASE = 30.0
+"""Seconds without a sign of life of its worker after which another one gets a job."""
+
+
 class TaskExecutor(StrEnum):
     """How a call travels; the plain strings serve as well."""
 

@@ -77,13 +77,17 @@ class Settings:
         return self.redis is not None or self.executor == "redis"
 
     @property
+    def store_url(self) -> str | None:
+        """The store that was named; None leaves it to where the spooler is."""
+        return self.store or self.redis
+
+    @property
     def pickles(self) -> bool:
         """Is what others may have written to be unpickled, and the like to be written?
 
         Not from a Redis, if nobody can tell who has written it.
         """
-        kept_by_redis = (self.store or self.redis or "").startswith(_REDIS)
-        return self.signer is not None or not kept_by_redis
+        return self.signer is not None or not (self.store_url or "").startswith(_REDIS)
 
     def __post_init__(self) -> None:
         self._check_numbers()

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from uwsgi_tasks.errors import InvalidTask, Unpicklable
 from uwsgi_tasks.handle import JobHandle
-from uwsgi_tasks.model import Attempt, Job, TaskExecutor, is_queue
+from uwsgi_tasks.model import LEASE, Attempt, Job, TaskExecutor, is_queue
 from uwsgi_tasks.retry import Retry
 from uwsgi_tasks.times import due, seconds
 
@@ -36,8 +36,6 @@ class _Callers:
 
 
 CALLERS: Final = _Callers()
-LEASE: Final = 30.0
-"""Seconds without a sign of life of its worker after which another one gets a job."""
 _LONGEST = 366 * 86_400
 """Seconds; more would not fit where uWSGI keeps the time at which it ends a process."""
 

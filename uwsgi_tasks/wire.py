@@ -7,16 +7,14 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from uwsgi_tasks import json_text
 from uwsgi_tasks.errors import DecodeError, NotJson
 from uwsgi_tasks.model import Job
 
 BEGINS = b"{"
 """How every such payload begins."""
 
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
-_SAFE = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _quoted = json.encoder.encode_basestring_ascii
-_PLAIN = {str, int, float, bool, type(None)}
 _BOXES = {list, tuple, dict}
 _LEFT_OUT = {"args", "kwargs", "working_dir", "spooler", "mule", "durable", "serializer"}
 """What is written apart, means nothing on another machine, or can be seen."""
@@ -25,8 +23,6 @@ _OPTIONAL = [
     for index, name in enumerate(Job._fields)
     if name in Job._field_defaults and name not in _LEFT_OUT
 ]
-
-
 _NUMBER, _WHOLE, _TEXT, _OBJECT = frozenset({int, float}), frozenset({int}), {str}, {dict}
 _KINDS: dict[str, tuple[Collection[type], str]] = {
     "id": (_TEXT, "a text"),
@@ -85,25 +81,21 @@ def encode_all(jobs: Sequence[Job]) -> list[bytes]:
     _check_shared(first)
     shared = {name: first[index] for name, index, usual in _OPTIONAL if first[index] != usual}
     try:
-        head = _ENCODER({"task": first.task, **shared})[:-1]
-        tail = f',"kwargs":{_ENCODER(first.kwargs)}}}' if first.kwargs else "}"
+        head = json_text.encode({"task": first.task, **shared})[:-1]
+        tail = f',"kwargs":{json_text.encode(first.kwargs)}}}' if first.kwargs else "}"
     except ValueError as error:
         raise _blamed(first, error) from error
     texts = []
     for job in jobs:
         for number, value in enumerate(job.args, 1):
-            if type(value) not in _PLAIN:
+            if type(value) not in json_text.PLAIN:
                 _check(value, f"argument {number}", job.task)
         try:
-            args = _ENCODER(job.args)
+            args = json_text.encode(job.args)
         except ValueError as error:
             raise _blamed(job, error) from error
         texts.append(f'{head},"id":{_quoted(job.id)},"args":{args}{tail}')
-    try:
-        return [text.encode() for text in texts]
-    # Half of a pair of surrogates, which UTF-8 has no place for.
-    except UnicodeEncodeError:
-        return [_SAFE(json.loads(text)).encode() for text in texts]
+    return [json_text.in_utf8(text) for text in texts]
 
 
 def decode(payload: bytes) -> Job:
@@ -134,7 +126,7 @@ def encode_value(value: Any) -> bytes:
     why = _complaint(value)
     try:
         if not why:
-            return _SAFE(value).encode()
+            return json_text.in_utf8(json_text.encode(value))
     except ValueError as error:
         why = f" ({error})"
     raise NotJson(f"the value{why} cannot be written as JSON; with a 'secret' it is pickled")
@@ -151,7 +143,7 @@ def decode_value(payload: bytes) -> Any:
 
 def _check_shared(job: Job) -> None:
     for name, value in job.kwargs.items():
-        if type(value) not in _PLAIN:
+        if type(value) not in json_text.PLAIN:
             _check(value, f"argument {name!r}", job.task)
     if job.buffer:
         _check(job.buffer, "the buffer", job.task)
@@ -172,30 +164,12 @@ def _complaint(value: Any) -> str:
     Tuples are let through, and come out as lists.
     """
     try:
-        found = _unfit(value, 0)
+        found = json_text.unfit(value, exact=True)
     except RecursionError:
         found = "something that holds itself"
     if not found:
         return ""
     return f" holds {found}, and" if type(value) in _BOXES else f", {found},"
-
-
-def _unfit(value: Any, depth: int) -> str:
-    kind = type(value)
-    if kind in {list, tuple}:
-        return next(filter(None, (_unfit(one, depth + 1) for one in value)), "")
-    if kind is dict:
-        for key, one in value.items():
-            # JSON would make a text of it, without a word.
-            if type(key) is not str:
-                return f"the key {key!r:.50}, which is no text"
-            found = _unfit(one, depth + 1)
-            if found:
-                return found
-        return ""
-    if kind is float and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124
-        return f"{value}, which JSON has no word for"
-    return "" if kind in _PLAIN else f"a {kind.__module__}.{kind.__qualname__}"
 
 
 def _blamed(job: Job, error: ValueError) -> NotJson:
@@ -204,7 +178,7 @@ def _blamed(job: Job, error: ValueError) -> NotJson:
     named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
     for where, value in [*named, ("the buffer", job.buffer), ("a header", job.headers)]:
         try:
-            _ENCODER(value)
+            json_text.encode(value)
         except ValueError as found:
             return _refused(job.task, where, f" ({found})")
     return _refused(job.task, "a number", f" ({error})")

@@ -27,19 +27,6 @@ from uwsgi_tasks.errors import InvalidTask, NotJson, RedisAway
 from uwsgi_tasks.redis.client import Client
 
 
-@pytest.fixture(params=["redis_server", "redis_62", "redis_cluster"])
-def server(request):
-    server = request.getfixturevalue(request.param)
-    yield server
-    server.flush()
-
-
-@pytest.fixture
-def one_server(redis_server):
-    yield redis_server
-    redis_server.flush()
-
-
 @pytest.fixture
 def durable():
     with servers.serve(servers.Redis, durable=True) as server:

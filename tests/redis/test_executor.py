@@ -839,6 +839,25 @@ def test_a_heartbeat_tells_who_has_lost_its_lease(app):
     assert len(raised) == 2
 
 
+def test_a_job_whose_task_says_without_reason_that_its_lease_is_lost_runs_again(app, caplog):
+    runs = []
+
+    @app.declare(lease=2)
+    def send():
+        runs.append(get_current_task().id)
+        if len(runs) == 1:
+            raise LeaseLost("some other thing's")
+
+    handle = send()
+    app.work()
+    assert handle.state is State.RUNNING
+    (said,) = [line for line in caplog.messages if "after its lease was over" in line]
+    assert said.startswith(f"shop.send[{handle.id}] has ended")
+    app.expire(handle.id)
+    app.work()
+    assert (runs, app.queues.find(handle.id), app.letters()) == ([handle.id] * 2, None, {})
+
+
 def test_a_heartbeat_while_redis_is_away_ends_no_job():
     with serve(Redis, durable=True) as server:
         app = Shop(redis=server.url)
@@ -1226,7 +1245,7 @@ def test_a_worker_that_has_run_as_much_as_it_may_gives_the_rest_back(app):
 def test_a_worker_that_has_had_too_much_memory_ends(app):
     send, _ = noting(app)
     consumer = app.worker("default", max_memory=1)
-    consumer.presence.announce()
+    consumer._presence.announce()
     send(1)
     consumer.run()
     assert consumer.is_recycled

@@ -15,14 +15,6 @@ from uwsgi_tasks.redis.presence import Presence, workers
 from uwsgi_tasks.redis.queues import Queues
 
 
-@pytest.fixture(params=["redis_server", "redis_62", "redis_cluster"])
-def server(request):
-    server = request.getfixturevalue(request.param)
-    server.flush()
-    yield server
-    server.flush()
-
-
 @pytest.fixture
 def queues(server):
     queues = Queues(Client(server.url), "")
@@ -32,8 +24,7 @@ def queues(server):
 
 def present(queues, *names, threads=1, tasks=(), ran=0):
     """A worker that has said that it is there."""
-    made = Presence(queues, names or ["default"], threads)
-    made.tasks = tasks
+    made = Presence(queues, names or ["default"], threads, tasks)
     made.keep(ran)
     return made
 
@@ -111,7 +102,7 @@ def test_a_worker_that_was_forgotten_is_known_again_after_its_next_sign(queues):
 
 
 def test_a_worker_speaks_when_it_is_time_and_not_each_time(queues, monkeypatch):
-    made = Presence(queues, ["default"], 1)
+    made = Presence(queues, ["default"], 1, [])
     said = [made.keep(0), made.keep(1)]
     monkeypatch.setattr(module, "_EVERY", 0.05)
     made.announce()
@@ -125,7 +116,7 @@ def test_a_sign_of_life_that_does_not_arrive_is_given_again_soon(monkeypatch):
     monkeypatch.setattr(module, "_AGAIN", 0.05)
     with serve(Redis) as server:
         queues = Queues(Client(server.url), "")
-        made = Presence(queues, ["default"], 1)
+        made = Presence(queues, ["default"], 1, [])
         server.stop()
         with pytest.raises(RedisAway):
             made.keep(0)

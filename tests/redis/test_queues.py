@@ -16,22 +16,6 @@ HOUR = 3600.0
 _numbers = count(1)
 
 
-@pytest.fixture(params=["redis_server", "redis_62", "redis_cluster"])
-def server(request):
-    server = request.getfixturevalue(request.param)
-    server.flush()
-    yield server
-    server.flush()
-
-
-@pytest.fixture
-def one_server(redis_server):
-    """A server alone: of what is the same on all."""
-    redis_server.flush()
-    yield redis_server
-    redis_server.flush()
-
-
 class Hand(Queues):
     """Queues, and what a worker does with them, by hand."""
 
@@ -1109,7 +1093,7 @@ def life(queues, mark):
     queues.end(*queues.claim(2))
     queues.end(claims[7], following=b"again", at=time.time() + HOUR)
     queues.end(*claims[:6])
-    queues.find(f"{mark} 6", ["default"])
+    queues.find(f"{mark} 6")
     queues.progress("default", f"{mark} 6", "1 2")
     queues.cancel(f"{mark} later", Stop.ASKED)
     queues.sizes("default")

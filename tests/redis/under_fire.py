@@ -20,7 +20,6 @@ from stage import record
 from uwsgi_tasks import Retry, SubmitError, default_app, get_current_task, task
 from uwsgi_tasks.errors import LeaseLost
 from uwsgi_tasks.redis import client, queues
-from uwsgi_tasks.redis.consumer import Consumer
 from uwsgi_tasks.redis.handling import Handling
 from uwsgi_tasks.stores.redis import RedisStore
 
@@ -98,7 +97,7 @@ def arm():
     watch(queues.Queues, "release", ("give back", "given back"))
     watch(queues.Queues, "touch", ("extend a lease", "extended a lease"))
     watch(queues.Queues, "submit", ("submit", "submitted"))
-    watch(Consumer, "_perform", ("run", "run"))
+    watch(Handling, "perform", ("run", "run"))
     watch(Handling, "_attempt", ("attempt", "attempted"))
     watch(RedisStore, "save", ("save the result", "saved the result"))
     watch(RedisStore, "bury", ("bury", "buried"))
@@ -221,8 +220,8 @@ def poison(number):
 
 def running():
     """Return how many others run in this process."""
-    consumer = default_app.executor("redis")._consumer
-    return sum(held is not None for held in consumer._running) - 1
+    holdings = default_app.executor("redis")._holdings
+    return sum(held is not None for held in holdings.running) - 1
 
 
 @leased()

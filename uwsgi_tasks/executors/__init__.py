@@ -12,10 +12,9 @@ from typing import Any, ClassVar, NoReturn, Protocol
 
 from uwsgi_tasks.errors import ConfigurationError, InvalidTask
 from uwsgi_tasks.handle import Near
-from uwsgi_tasks.model import Job, KnownWorker, Result, Sizes, Standing, State, Stop
+from uwsgi_tasks.model import LEASE, Job, KnownWorker, Result, Sizes, Standing, State, Stop
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
-from uwsgi_tasks.task import LEASE
 
 
 class Receiver(Protocol):
@@ -57,8 +56,8 @@ class Receiver(Protocol):
     def is_endless(self, job: Job) -> bool:
         """May attempts at *job* follow one another for ever?"""
 
-    def catch_up(self) -> bool:
-        """Write down what the store has missed while it was away; say whether all is written."""
+    def catch_up(self) -> None:
+        """Write down what the store has missed while it was away, if it is back."""
 
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""

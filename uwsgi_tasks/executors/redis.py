@@ -11,11 +11,12 @@ from typing import ClassVar
 from uwsgi_tasks import codec, wire
 from uwsgi_tasks.errors import DecodeError, InvalidTask, RedisAway, SubmitError
 from uwsgi_tasks.executors import Consuming, Executor, Options
-from uwsgi_tasks.model import Job, KnownWorker, Result, Sizes, Standing, State, Stop
+from uwsgi_tasks.model import LEASE, Job, KnownWorker, Result, Sizes, Standing, State, Stop
 from uwsgi_tasks.redis.client import Client
 from uwsgi_tasks.redis.consumer import Consumer
+from uwsgi_tasks.redis.holdings import Holdings
 from uwsgi_tasks.redis.presence import workers
-from uwsgi_tasks.redis.queues import DEFAULT, LEASE, LEAST, Queues
+from uwsgi_tasks.redis.queues import DEFAULT, LEAST, Queues
 from uwsgi_tasks.redis.queues import Standing as Queued
 from uwsgi_tasks.settings import Settings
 
@@ -42,7 +43,7 @@ class RedisExecutor(Executor):
     has_queues: ClassVar[bool] = True
 
     _found: tuple[Settings, Queues] | None = None
-    _consumer: Consumer | None = None
+    _holdings: Holdings | None = None
 
     @property
     def queues(self) -> Queues:
@@ -185,34 +186,33 @@ class RedisExecutor(Executor):
 
     def consume(self, consuming: Consuming, tasks: Sequence[str]) -> Consumer:
         """Return what takes jobs in this process."""
-        made = Consumer(self.queues, self._receiver, consuming, self._settings)
-        made.presence.tasks = tasks
-        self._consumer = made
+        made = Consumer(self.queues, self._receiver, consuming, self._settings, tasks)
+        self._holdings = made.holdings
         return made
 
     def show_progress(self, job: Job, done: float, total: float | None) -> None:
         """Note how far a job has come that runs here."""
-        if self._consumer is not None:
+        if self._holdings is not None:
             said = f"{done} {'' if total is None else total}"
-            self._consumer.show_progress(job, said, always=done == total)
+            self._holdings.show_progress(job, said, always=done == total)
 
     def asked(self, job: Job) -> Stop:
         """Was a job that runs here asked to stop?"""
-        return Stop.NOT if self._consumer is None else self._consumer.asked(job)
+        return Stop.NOT if self._holdings is None else self._holdings.asked(job)
 
     def extend(self, job: Job) -> None:
         """Extend the lease of a job that runs here. Raises LeaseLost."""
-        if self._consumer is not None:
-            self._consumer.extend(job)
+        if self._holdings is not None:
+            self._holdings.extend(job)
 
     def holds(self, job: Job) -> bool:
         """Is its lease not over, or at least not another worker's?"""
-        return self._consumer is None or self._consumer.holds(job)
+        return self._holdings is None or self._holdings.holds(job)
 
     def limit(self, seconds: float | None) -> None:
         """Give the worker up, and not the job, if what runs in this thread cannot be ended."""
-        if self._consumer is not None:
-            self._consumer.limit(seconds)
+        if self._holdings is not None:
+            self._holdings.limit(seconds)
 
 
 def _standing(found: Queued) -> Standing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -10,20 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, groupby
-from operator import attrgetter
 
 from uwsgi_tasks import interrupts, log_lines
-from uwsgi_tasks.errors import (
-    LeaseLost,
-    RedisAway,
-    shown,
-)
+from uwsgi_tasks.errors import RedisAway, shown
 from uwsgi_tasks.executors import Consuming, Receiver
-from uwsgi_tasks.model import Job, Stop
 from uwsgi_tasks.redis.gate import Gate
 from uwsgi_tasks.redis.handling import Handling
+from uwsgi_tasks.redis.holdings import Held, Holdings, by_queue
 from uwsgi_tasks.redis.presence import Presence
-from uwsgi_tasks.redis.queues import Claim, End, Queues
+from uwsgi_tasks.redis.queues import End, Queues
 from uwsgi_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,43 +32,16 @@ _TICK = 0.02
 """Seconds between two looks at what runs, while anything does."""
 _DOZE = 0.25
 """The same while nothing does."""
-_LOOK = 1.0
-"""Seconds between two questions whether what runs is to be killed."""
-_SHARE = 3
-"""A lease is extended when so great a part of it is over."""
 _IDLE = 5.0
 """Seconds after which an idle process looks by itself: nobody is told of a lease that has begun."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
-_OFTEN = 0.2
-"""Seconds between two questions of one running job, whether it was asked to stop."""
-_OVERDUE = 5.0
-"""Seconds by which a job may overrun its time limit before its process is given up."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
 _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
-
-
-class _Held:
-    """A job that this process has claimed."""
-
-    __slots__ = ("asked_at", "claim", "deadline", "ident", "is_lost", "renewed_at", "since", "stop")
-
-    def __init__(self, claim: Claim, now: float) -> None:
-        self.claim = claim
-        self.renewed_at = self.since = now
-        self.ident = 0
-        """Of the thread that runs it."""
-        self.stop = Stop.NOT
-        self.is_lost = False
-        self.deadline = float("inf")
-        self.asked_at = float("-inf")
-
-    @property
-    def expires_at(self) -> float:
-        """When its lease is over, by our clock, and if nobody extends it."""
-        return self.renewed_at + self.claim.lease
+_DONE, _STUCK_JOB = 0, 75
+"""What a worker's process ends with; after the second one, another takes its place."""
 
 
 class Consumer:
@@ -91,21 +58,22 @@ class Consumer:
         receiver: Receiver,
         consuming: Consuming,
         settings: Callable[[], Settings],
+        tasks: Sequence[str],
     ) -> None:
         self._queues, self._receiver, self._settings = queues, receiver, settings
         self._consuming = consuming
         self._names = [name for name, _ in consuming.queues]
         weights = [weight for _, weight in consuming.queues]
         self._weights = None if None in weights else [weight or 0 for weight in weights]
-        self.presence = Presence(queues, self._names, consuming.threads)
-        self.name = self.presence.name
+        self._presence = Presence(queues, self._names, consuming.threads, tasks)
+        self.name = self._presence.name
         self._numbers = count(1)
         # Who dies with several of them has been killed by one that nobody can tell.
         self._mark = "+" if consuming.threads > 1 else ""
-        self._ahead: deque[_Held] = deque()
+        self.holdings = Holdings(queues, consuming.threads, self._note_away)
+        self._running, self._ahead = self.holdings.running, self.holdings.ahead
         self._ends: deque[End] = deque()
         self._handling = Handling(queues, receiver, settings, self._ends)
-        self._running: list[_Held | None] = [None] * consuming.threads
         self._mean = _AHEAD
         self._batch = 1
         self._gate = Gate()
@@ -120,7 +88,7 @@ class Consumer:
         self._over = threading.Event()
         self._away = threading.Lock()
         self._failed_steps: list[str] = []
-        self._unwanted: list[_Held] = []
+        self._unwanted: list[Held] = []
         """What could not be given back while Redis was away."""
         self._is_away = False
         self._pause = _FIRST_PAUSE
@@ -136,7 +104,7 @@ class Consumer:
 
         Of one thread alone, jobs run in the caller's, where signals can interrupt them.
         """
-        self.presence.announce()
+        self._presence.announce()
         keeper = threading.Thread(target=self._keep, name="uwsgi_tasks leases", daemon=True)
         keeper.start()
         if len(self._running) == 1:
@@ -184,66 +152,6 @@ class Consumer:
         """Is Redis there, and this process about its work?"""
         return not (self._is_away or self._over.is_set())
 
-    def asked(self, job: Job) -> Stop:
-        """Was a job that runs here asked to stop?"""
-        held = self._held(job)
-        return Stop.NOT if held is None else self._ask(held)
-
-    def show_progress(self, job: Job, progress: str, *, always: bool) -> None:
-        """Note how far a job has come that runs here; a few times a second, unless *always*."""
-        held = self._held(job)
-        if held is not None:
-            self._ask(held, progress, always=always)
-
-    def _ask(self, held: _Held, progress: str = "", *, always: bool = False) -> Stop:
-        now = time.monotonic()
-        if always or now > held.asked_at + _OFTEN:
-            held.asked_at = now
-            try:
-                stop = self._queues.progress(held.claim.queue, held.claim.id, progress)
-            except RedisAway as error:
-                self._note_away(error)
-            else:
-                held.stop = max(held.stop, Stop(stop))
-        return held.stop
-
-    def extend(self, job: Job) -> None:
-        """Extend the lease of a job that runs here. Raises LeaseLost."""
-        held = self._held(job)
-        if held is None or held.claim.is_once:
-            return
-        if not held.is_lost:
-            try:
-                self._touch([held])
-            except RedisAway as error:
-                # As far as anybody can tell, nobody else gets it either.
-                self._note_away(error)
-        if held.is_lost:
-            raise LeaseLost(f"{job}: its lease was over; another worker may have it")
-
-    def holds(self, job: Job) -> bool:
-        """Is a job that has run here still ours, as far as anybody can tell?"""
-        held = self._held(job)
-        if held is None or held.claim.is_once:
-            return True
-        if not held.is_lost and time.monotonic() > held.expires_at:
-            # While Redis is away nobody else gets it either.
-            with contextlib.suppress(RedisAway):
-                self._touch([held])
-        return not held.is_lost
-
-    def limit(self, seconds: float | None) -> None:
-        """Give this process up if what runs in this thread goes on for longer than *seconds*."""
-        ident = threading.get_ident()
-        for held in self._running:
-            if held is not None and held.ident == ident:
-                end = float("inf") if seconds is None else time.monotonic() + seconds + _OVERDUE
-                held.deadline = end
-
-    def _held(self, job: Job) -> _Held | None:
-        running = (held for held in self._running if held is not None)
-        return next((held for held in running if held.claim.id == job.id), None)
-
     # ---- threads that run jobs --------------------------------------------------------------
 
     def _work(self, number: int) -> None:
@@ -256,7 +164,7 @@ class Consumer:
             held.ident = ident
             began = held.since = time.monotonic()
             try:
-                self._perform(held)
+                self._handling.perform(held.claim, self._limit)
             # The thread must go on, whatever one job brings about.
             except BaseException as error:  # noqa: BLE001
                 self._fail(held, error)
@@ -274,7 +182,7 @@ class Consumer:
         limit = self._settings().crash_limit
         return max(limit, _DOUBTS + 1) if self._mark else limit
 
-    def _may_begin(self, held: _Held) -> bool:
+    def _may_begin(self, held: Held) -> bool:
         """Wait until a job may begin; False if it is not to run here now, and is given back."""
         if _DOUBTS <= held.claim.crashes < self._limit:
             may = self._may_begin_alone(held)
@@ -287,7 +195,7 @@ class Consumer:
                 self._note_away(error)
         return may
 
-    def _may_begin_alone(self, held: _Held) -> bool:
+    def _may_begin_alone(self, held: Held) -> bool:
         if not self._gate.enter_alone(lambda: self._stopping or held.is_lost):
             return False
         try:
@@ -307,7 +215,7 @@ class Consumer:
             self._flush()
         self._gate.leave()
 
-    def _next(self) -> _Held | None:
+    def _next(self) -> Held | None:
         """Return what to run next, however long that takes; None when there is nothing more."""
         while not self._stopping:
             if self._gate.is_closed:
@@ -324,13 +232,13 @@ class Consumer:
         self._flush()
         return None
 
-    def _popped(self) -> _Held | None:
+    def _popped(self) -> Held | None:
         try:
             return self._ahead.popleft()
         except IndexError:
             return None
 
-    def _fetch(self) -> _Held | None:
+    def _fetch(self) -> Held | None:
         """Take a step; wait if it brings nothing."""
         batch = int(min(_MOST, max(1, _AHEAD / max(self._mean, 1e-6)), self._batch * 4))
         self._batch = batch
@@ -379,7 +287,7 @@ class Consumer:
             raise
         now = time.monotonic()
         for claim in step.claims:
-            self._ahead.append(_Held(claim, now))
+            self._ahead.append(Held(claim, now))
         if self._is_away:
             self._welcome_redis()
         elif step.lost:
@@ -420,10 +328,7 @@ class Consumer:
 
     # ---- one job ----------------------------------------------------------------------------
 
-    def _perform(self, held: _Held) -> None:
-        self._handling.perform(held.claim, self._limit)
-
-    def _fail(self, held: _Held, error: BaseException) -> None:
+    def _fail(self, held: Held, error: BaseException) -> None:
         """Note that a job could not even be tried; its lease decides when it is again.
 
         If that is because Redis is away, it is given back when that is there.
@@ -448,7 +353,7 @@ class Consumer:
             if not self._is_away:
                 self._is_away = True
                 self._pause = _FIRST_PAUSE
-                self.presence.announce()
+                self._presence.announce()
                 log.warning("%s; this worker waits for it", log_lines.one_line(error))
 
     def _wait_for_redis(self, error: RedisAway) -> None:
@@ -477,15 +382,12 @@ class Consumer:
     # ---- the thread that looks after leases -------------------------------------------------
 
     def _keep(self) -> None:
-        looked_at = time.monotonic()
         while not self._over.is_set():
             # Not woken by who begins a job: it would have to wait for us, and most are short.
             self._hurry.wait(_DOZE if self._is_away or self._is_idle() else _TICK)
             try:
-                now = time.monotonic()
-                self._renew(now, look=now > looked_at + _LOOK)
-                looked_at = now if now > looked_at + _LOOK else looked_at
-                self._tidy(now)
+                self.holdings.renew()
+                self._tidy(time.monotonic())
             except RedisAway as error:
                 self._note_away(error)
             # Without it all that runs would lose its lease.
@@ -502,7 +404,7 @@ class Consumer:
         try:
             self._flush()
             self._tidy(time.monotonic())
-            self.presence.leave()
+            self._presence.leave()
         except RedisAway as error:
             log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
 
@@ -511,49 +413,20 @@ class Consumer:
 
     def _announce(self) -> None:
         try:
-            if self.presence.keep(self.ran) and self._is_away:
+            if self._presence.keep(self.ran) and self._is_away:
                 # All threads may be at work for long, and ask for nothing.
                 self._welcome_redis()
         except RedisAway as error:
             self._note_away(error)
         limit = self._consuming.max_memory
         # Not before it has run anything: the next one would be no smaller.
-        if limit and self.ran and self.presence.memory() > limit and not self._stopping:
-            self._recycle(f"{self.presence.memory() / 2**20:.0f} MB")
+        if limit and self.ran and self._presence.memory() > limit and not self._stopping:
+            self._recycle(f"{self._presence.memory() / 2**20:.0f} MB")
 
-    def _renew(self, now: float, *, look: bool) -> None:
-        """Extend the leases that are partly over; *look* at what those that run are asked for."""
-        held = [one for one in (*self._running, *tuple(self._ahead)) if one is not None]
-        due = [
-            one
-            for one in held
-            if not (one.is_lost or (one.claim.is_once and one.ident))
-            and (
-                now > one.renewed_at + one.claim.lease / _SHARE
-                or (look and one.ident and now > one.since + _LOOK)
-            )
-        ]
-        for _, group in groupby(sorted(due, key=_queue), key=_queue):
-            self._touch(list(group))
-
-    def _touch(self, held: Sequence[_Held]) -> None:
-        now = time.monotonic()
-        things = [interrupts.running(one.ident) for one in held]
-        answers = self._queues.touch([one.claim for one in held])
-        for one, thing, answer in zip(held, things, answers, strict=True):
-            if answer < 0:
-                # Else it has ended while we asked.
-                one.is_lost = one in self._running
-                continue
-            one.renewed_at, one.stop = now, max(one.stop, Stop(answer))
-            if one.stop is Stop.KILL and thing is not None and one in self._running:
-                # It has run since before we asked: the thing is its, and no other job's.
-                interrupts.kill(one.ident, thing)
-
-    def _is_ours_still(self, held: _Held) -> bool:
+    def _is_ours_still(self, held: Held) -> bool:
         """Is a job still ours that lay here for so long that its lease may be over?"""
         try:
-            self._touch([held])
+            self.holdings.touch([held])
         except RedisAway as error:
             self._unwanted.append(held)
             self._note_away(error)
@@ -577,12 +450,12 @@ class Consumer:
                 break
         self._give_back(back[::-1])
 
-    def _give_back(self, held: Sequence[_Held]) -> None:
+    def _give_back(self, held: Sequence[Held]) -> None:
         # What runs, and does so once at most, is gone from Redis.
-        ours = [one.claim for one in held if not (one.claim.is_once and one.ident)]
+        ours = [one for one in held if not one.is_taken_off]
         try:
-            for _, group in groupby(sorted(ours, key=attrgetter("queue")), key=attrgetter("queue")):
-                self._queues.release(list(group))
+            for _, group in groupby(sorted(ours, key=by_queue), key=by_queue):
+                self._queues.release([one.claim for one in group])
         except RedisAway:
             self._unwanted += held
             raise
@@ -597,18 +470,17 @@ class Consumer:
             self.stop(float("inf"))
 
     def _check_end(self) -> None:
-        now = time.monotonic()
-        overdue = [one for one in self._running if one is not None and now > one.deadline]
+        overdue = self.holdings.overdue()
         for held in overdue:
             self._handling.give_up(held.claim)
-        if now < self._stop_by and not overdue:
+        if time.monotonic() < self._stop_by and not overdue:
             return
         left = [one for one in self._running if one is not None and one not in overdue]
         if not overdue and not left:
             return
         self._leave(left, by_force=bool(overdue))
 
-    def _leave(self, left: Sequence[_Held], *, by_force: bool) -> None:
+    def _leave(self, left: Sequence[Held], *, by_force: bool) -> None:
         """End this process: what runs in it cannot be waited for."""
         log.warning(
             "this worker ends while %d of its jobs run: they are given back, and run again",
@@ -617,19 +489,8 @@ class Consumer:
         try:
             self._flush()
             self._give_back([*left, *self._ahead])
-            self.presence.leave()
+            self._presence.leave()
         except RedisAway as error:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))
         logging.shutdown()
-        self._consuming.abandon(Code.STUCK if by_force else Code.DONE)
-
-
-_queue = attrgetter("claim.queue")
-
-
-class Code:
-    """What a worker's process ends with."""
-
-    DONE = 0
-    STUCK = 75
-    """A job could not be ended: another process is to take its place."""
+        self._consuming.abandon(_STUCK_JOB if by_force else _DONE)

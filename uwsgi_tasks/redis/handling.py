@@ -10,7 +10,7 @@ from collections.abc import Callable
 from uwsgi_tasks import codec, log_lines
 from uwsgi_tasks.errors import FixtureFailed, NotKept, RedisAway, Unpicklable, shown
 from uwsgi_tasks.executors import Receiver
-from uwsgi_tasks.model import Job
+from uwsgi_tasks.model import Job, State
 from uwsgi_tasks.redis.queues import DEFAULT, Claim, End, Queues
 from uwsgi_tasks.settings import Settings
 
@@ -88,7 +88,7 @@ class Handling:
         if claim.is_once and not self._is_taken_off(claim):
             return
         try:
-            _, following = self._receiver.perform(job, claim.payload, bury=True)
+            result, following = self._receiver.perform(job, claim.payload, bury=True)
         except FixtureFailed as error:
             self._put_off(claim, error, job)
             return
@@ -98,22 +98,25 @@ class Handling:
             else:
                 self._put_off(claim, error)
             return
-        if following is None:
+        # Else it is left to whoever has it, or gets it when its lease is over.
+        if result.state is not State.RUNNING:
+            self._follow(claim, following)
+
+    def _follow(self, claim: Claim, following: Job | None) -> None:
+        """Have Redis told what follows from an attempt."""
+        payload: bytes | None = None
+        if following is not None:
+            try:
+                payload = self._encoded(following)
+            except Unpicklable as error:
+                self._receiver.bury(following, str(error))
+        if payload is None or following is None:
             if not claim.is_once:
                 self.end(claim)
-            return
-        try:
-            payload = self._encoded(following)
-        except Unpicklable as error:
-            self._receiver.bury(following, str(error))
-            if not claim.is_once:
-                self.end(claim)
-            return
-        if claim.is_once:
+        elif claim.is_once:
             self._submit_again(claim, following, payload)
         else:
-            end = End(claim.queue, claim.id, claim.token, payload, following.at)
-            self._ends.append(end)
+            self._ends.append(End(claim.queue, claim.id, claim.token, payload, following.at))
 
     def _encoded(self, job: Job) -> bytes:
         pickles = job.serializer == "pickle"

@@ -23,15 +23,15 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Presence:
     """What one worker says of itself, under a key that lives for a minute."""
 
-    def __init__(self, queues: Queues, names: Sequence[str], threads: int) -> None:
+    def __init__(
+        self, queues: Queues, names: Sequence[str], threads: int, tasks: Sequence[str]
+    ) -> None:
         self._queues = queues
         host, pid = os.uname().nodename, os.getpid()
         self.name = f"{host}.{pid}.{os.urandom(3).hex()}"
-        self.tasks: Sequence[str] = ()
-        """The names of the tasks that it knows."""
         self._said: dict[str, Any] = {
             "name": self.name, "host": host, "pid": pid, "queues": list(names),
-            "threads": threads, "started_at": time.time(),
+            "tasks": list(tasks), "threads": threads, "started_at": time.time(),
         }  # fmt: skip
         self._next = 0.0
 
@@ -45,7 +45,7 @@ class Presence:
         if now < self._next:
             return False
         self._next = now + _AGAIN
-        said = {**self._said, "ran": ran, "memory": self.memory(), "tasks": list(self.tasks)}
+        said = {**self._said, "ran": ran, "memory": self.memory()}
         prefix, client = self._queues.prefix, self._queues.client
         client.call("SET", f"{prefix}:worker:{self.name}", json.dumps(said), "EX", _KEPT)
         client.call("SADD", f"{prefix}:workers", self.name)

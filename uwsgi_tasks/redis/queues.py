@@ -10,15 +10,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from uwsgi_tasks.model import Sizes
-from uwsgi_tasks.redis.client import Client, Script, Waiter
+from uwsgi_tasks.model import LEASE, Sizes
+from uwsgi_tasks.redis.client import Client, Waiter
+from uwsgi_tasks.redis.script import Script, prefix
 
 DEFAULT = "default"
 """The queue of a job that names none."""
 LEAST = 9
 """The priority of what has none: after all others."""
-LEASE = 30.0
-"""Seconds of a job that names none."""
 _PAGE = 200
 _NOTED = 30.0
 """Seconds after which all others are told again of a queue: Redis may have lost its memory."""
@@ -98,7 +97,7 @@ class Queues:
 
     def __init__(self, client: Client, namespace: str) -> None:
         self.client = client
-        self.prefix = f"uwsgi_tasks:{namespace}" if namespace else "uwsgi_tasks"
+        self.prefix = prefix(namespace)
         self._noted: dict[str, float] = {}
 
     def root(self, queue: str) -> str:
@@ -224,9 +223,9 @@ class Queues:
 
     # ---- looking, and taking away -----------------------------------------------------------
 
-    def find(self, id: str, queues: Sequence[str] | None = None) -> Standing | None:  # noqa: A002
-        """Return where a job stands, in any queue, or in one of *queues*."""
-        for queue in self.names() if queues is None else queues:
+    def find(self, id: str) -> Standing | None:  # noqa: A002
+        """Return where a job stands, in whichever queue that is."""
+        for queue in self.names():
             for found in self._standings(queue, [_raw(id)]):
                 return found
         return None

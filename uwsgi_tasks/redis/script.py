@@ -11,6 +11,11 @@ Word = str | bytes | int | float
 Reply = Any
 
 
+def prefix(namespace: str) -> str:
+    """Return what all keys of a namespace begin with, behind the brace of some."""
+    return f"uwsgi_tasks:{namespace}" if namespace else "uwsgi_tasks"
+
+
 class Script:
     """A Lua script, one atomic step; its text opens with the keys that it touches."""
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from uwsgi_tasks.model import Count, DeadLetter, Lease, Record, State, Stop
-from uwsgi_tasks.redis.client import Client, Script, Word
+from uwsgi_tasks.redis.client import Client
+from uwsgi_tasks.redis.script import Script, Word, prefix
 from uwsgi_tasks.stores import Store
 
 _COUNTS_KEPT = 30 * 86_400
@@ -82,12 +83,12 @@ class RedisStore(Store):
     def __init__(self, url: str, namespace: str) -> None:
         super().__init__(url, namespace)
         self._client = Client(url)
-        prefix = f"uwsgi_tasks:{namespace}" if namespace else "uwsgi_tasks"
-        self._results = f"{prefix}:result:".encode()
+        start = prefix(namespace)
+        self._results = f"{start}:result:".encode()
         # What one step changes together is together in a cluster, too.
-        self._dead = f"{{{prefix}:dead}}"
-        self._leases = f"{{{prefix}:lease}}"
-        self._counts = f"{{{prefix}:counts}}"
+        self._dead = f"{{{start}:dead}}"
+        self._leases = f"{{{start}:lease}}"
+        self._counts = f"{{{start}:counts}}"
 
     def now(self) -> float:
         """Return the time by the clock of the server."""
