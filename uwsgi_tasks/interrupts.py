@@ -76,6 +76,8 @@ def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
     A call of C code, such as a wait for the network, ends first; but for those of the main thread,
     if it has called `listen`. Also raised in one that has caught it before, and goes on.
     """
+    thread, raised = ctypes.c_ulong(ident), ctypes.py_object(kind)
+    is_nudged = ident == threading.main_thread().ident and _listens()
     with _interrupting:
         if not region.is_interrupted:
             try:
@@ -85,10 +87,12 @@ def _raise_in(ident: int, region: _Region, kind: type[BaseException]) -> bool:
             region.is_interrupted = True
         if region.has_left:
             return False
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
-    if ident == threading.main_thread().ident and _listens():
-        # There, a signal ends what the thread waits for; its handler is where this is raised.
-        signal.pthread_kill(ident, _NUDGE)
+        # No call of Python code from here on: until it is raised, Python 3.11 makes none in any
+        # other thread that is traced, as for coverage or a debugger.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, raised)
+        if is_nudged:
+            # A signal ends what the main thread waits for; its handler is where this is raised.
+            signal.pthread_kill(ident, _NUDGE)
     return True
 
 
