@@ -10,6 +10,7 @@ import re
 import signal
 import struct
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class Mark:
     def __init__(self, folder: Path, incarnation: bytes, *, ordered: bool) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._file = _own_file(folder / _own_name())
+        weakref.finalize(self, os.close, self._file).atexit = False
         self._map = mmap.mmap(self._file, _SIZE)
         self._map[_INCARNATION : _INCARNATION + len(incarnation)] = incarnation
         self._map[_ORDERED] = ordered

@@ -9,6 +9,7 @@ import mmap
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,8 @@ class Meter:
         os.close(handle)
         fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.posix_fallocate(kept, 0, _SLOT * _SLOTS)
+        # An application that is no longer used counts nothing; in most processes there is one.
+        weakref.finalize(self, os.close, kept).atexit = False
         self._file = kept
         return kept
 

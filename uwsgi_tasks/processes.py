@@ -48,11 +48,27 @@ def ends() -> list[signal.Signals]:
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
+_missed: list[int] = []
+"""Signals by which this process should have ended, and has not."""
+
+
 def hear(numbers: Iterable[signal.Signals], handler: Handler) -> None:
     """Have *handler* called for signals, also those that were held; for the main thread."""
     for number in numbers:
         signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    while _missed:
+        signal.raise_signal(_missed.pop())
+
+
+def end(number: int, _frame: FrameType | None) -> None:
+    """End this process with 0, by raising SystemExit.
+
+    A destructor, or a module that is being imported, may swallow that: then whoever hears signals
+    next is told.
+    """
+    _missed.append(number)
+    sys.exit(0)
 
 
 def hold(numbers: Iterable[signal.Signals]) -> None:
@@ -100,6 +116,8 @@ class Processes:
         self._ends = ends()
         # Not by waiting for signals: a thread of somebody else may get them.
         self._hears, self._tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._hears, select.POLLIN)
         self._told_at: float | None = None
         self._kill_at = float("inf")
         self._code = 0
@@ -147,7 +165,7 @@ class Processes:
                 return
             self._start_due()
             left = self._next_due() - time.monotonic()
-            select.select([self._hears], [], [], None if left == float("inf") else max(0.0, left))
+            self._poll.poll(None if left == float("inf") else max(0.0, left * 1000))
             for number in self._heard():
                 self._heed(number)
             if time.monotonic() >= self._kill_at:

@@ -24,7 +24,7 @@ from uwsgi_tasks.executors import Consuming
 from uwsgi_tasks.health import answer
 from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.model import TaskExecutor
-from uwsgi_tasks.processes import AGAIN, ENDS, STACKS, Processes, ends, flush, hear, hold
+from uwsgi_tasks.processes import AGAIN, ENDS, STACKS, Processes, end, ends, flush, hear, hold
 from uwsgi_tasks.settings import parse_queues
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _mules_work(app: App) -> _Work:
 
 def end_when_told() -> None:
     """Have this process end with 0 when it is told to, for as long as it does not work yet."""
-    hear(ends(), lambda *_: sys.exit(0))
+    hear(ends(), end)
 
 
 def run(app: App, plan: Plan) -> int:
@@ -221,7 +221,7 @@ class _Work:
         too long.
         """
 
-        def end(_number: int, _frame: FrameType | None) -> None:
+        def stop(_number: int, _frame: FrameType | None) -> None:
             now = time.monotonic()
             if self._told_at is None:
                 self._told_at = now
@@ -234,7 +234,7 @@ class _Work:
                 # Leases decide what becomes of what runs.
                 os._exit(_KILLED)
 
-        hear(numbers, end)
+        hear(numbers, stop)
         _trim()
         # Where standard error is no file, nobody could read it.
         with contextlib.suppress(ValueError, OSError, AttributeError):

@@ -321,6 +321,9 @@ class Restless:
     def wait(self, _seconds):
         self._consumer.stop()
 
+    def reset(self):
+        pass
+
     def wake(self):
         pass
 

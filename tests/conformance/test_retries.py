@@ -1,5 +1,6 @@
 """The same `Retry` makes the same attempts, at the same times, on every executor."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ def after(number, value):
 
 
 def each(*outcomes):
-    return lambda attempt: outcomes[attempt - 1]
+    # Copies: one that is raised keeps all that was in the frames that it has left.
+    return lambda attempt: copy.copy(outcomes[attempt - 1])
 
 
 def is_other_than_404(outcome):

@@ -11,7 +11,7 @@ import pytest
 from tests import servers
 from tests.conformance.places import in_processes, in_threads, until
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
-from uwsgi_tasks.redis.client import Client, Script
+from uwsgi_tasks.redis.client import Behind, Client, Script
 
 SERVERS = ["redis_server", "redis_62", "redis_tls", "redis_cluster", "redis_sentinel"]
 KEY, LIST = "{uwsgi_tasks:test}:a", "{uwsgi_tasks:test}:list"
@@ -340,6 +340,121 @@ def test_a_closed_client_opens_itself_again(client):
     client.close()
     client.close()
     assert client.call("GET", KEY) == b"x"
+
+
+# --- a command behind a wait
+
+
+SINGLE = [name for name in SERVERS if name != "redis_cluster"]
+
+
+@pytest.fixture(params=SINGLE)
+def single(request):
+    server = request.getfixturevalue(request.param)
+    server.flush()
+    yield Client(server.url)
+    server.flush()
+
+
+@contextmanager
+def waiting(client, *words):
+    """What waits, and has *words* follow; and the replies to those."""
+    heard = []
+    waiter = client.waiter([LIST], Behind(lambda: words, heard.append))
+    try:
+        yield waiter, heard
+    finally:
+        waiter.close()
+
+
+def test_what_is_behind_a_wait_is_done_when_it_ends_and_not_before(single):
+    with waiting(single, "INCR", KEY) as (waiter, heard):
+        for number in (1, 2):
+            timer = threading.Timer(0.2, single.calls, [[("GET", KEY), ("RPUSH", LIST, "x")]])
+            timer.start()
+            assert waiter.wait(20)
+            timer.join()
+            assert heard == list(range(1, number + 1))
+    assert single.call("EXISTS", LIST) == 0
+
+
+def test_what_is_withdrawn_is_done_at_once_and_leaves_nothing(single):
+    with waiting(single, "INCR", KEY) as (waiter, heard):
+        assert not waiter.wait(0.01)
+        assert (heard, single.call("EXISTS", KEY)) == ([], 0)
+        waiter.withdraw()
+        assert heard == [1]
+        waiter.withdraw()
+        assert not waiter.wait(0.01)
+        single.call("RPUSH", LIST, "x")
+        waiter.withdraw()
+        assert heard == [1, 2]
+        assert single.call("EXISTS", waiter._own) == 0
+
+
+def test_who_is_woken_by_another_thread_withdraws(single):
+    with waiting(single, "INCR", KEY) as (waiter, heard):
+        threading.Timer(0.1, waiter.wake).start()
+        assert not waiter.wait(20)
+        waiter.withdraw()
+        assert heard == [1]
+
+
+def test_a_script_that_is_not_known_behind_a_wait_is_no_failure(single):
+    with waiting(single, "EVALSHA", "0" * 40, 0) as (waiter, heard):
+        single.call("RPUSH", LIST, "x")
+        assert waiter.wait(20)
+        assert heard == [None]
+
+
+def test_an_error_behind_a_wait_is_one_of_the_wait(single):
+    single.call("SET", KEY, "no number")
+    with waiting(single, "INCR", KEY) as (waiter, heard):
+        single.call("RPUSH", LIST, "x")
+        with pytest.raises(RedisAway, match="not an integer"):
+            waiter.wait(20)
+        single.call("SET", KEY, "5")
+        single.call("RPUSH", LIST, "x")
+        assert waiter.wait(20)
+        assert heard == [6]
+
+
+def test_what_is_forgotten_is_never_heard(single):
+    with waiting(single, "INCR", KEY) as (waiter, heard):
+        assert not waiter.wait(0.01)
+        single.call("RPUSH", LIST, "x")
+        until(lambda: single.call("EXISTS", KEY))
+        waiter.reset()
+        waiter.withdraw()
+        assert not waiter.wait(0.01)
+        assert heard == []
+
+
+def test_who_cannot_withdraw_is_told(single, request):
+    server = request.getfixturevalue(request.node.callspec.params["single"])
+    with waiting(single, "INCR", KEY) as (waiter, heard):
+        assert not waiter.wait(0.01)
+        server.stop()
+        try:
+            with pytest.raises(RedisAway):
+                waiter.withdraw()
+        finally:
+            server.start()
+        assert works_again(single)
+        single.call("SET", KEY, "7")
+        single.call("RPUSH", LIST, "x")
+        assert waiter.wait(20)
+        assert heard == [8]
+
+
+def test_in_a_cluster_nothing_is_behind(redis_cluster):
+    client = Client(redis_cluster.url)
+    with waiting(client, "INCR", KEY) as (waiter, heard):
+        client.call("RPUSH", LIST, "x")
+        assert waiter.wait(20)
+        waiter.withdraw()
+        assert heard == []
+    redis_cluster.flush()
 
 
 # --- several servers

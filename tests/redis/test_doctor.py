@@ -263,9 +263,9 @@ def at_work(server):
     app = app_on(server.url)
     declared(app)
     consumer = app.consume(Consuming(queues=[("default", None)], threads=1))
-    consumer.presence.keep(0)
+    consumer._presence.keep(0)
     yield app
-    consumer.presence.leave()
+    consumer._presence.leave()
 
 
 def test_where_a_worker_serves_the_tasks_nothing_is_wrong(at_work):

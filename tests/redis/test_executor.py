@@ -804,6 +804,56 @@ def test_what_was_claimed_ahead_behind_a_long_job_is_given_to_others(app):
     assert seen == [(handles[1].id, 0), (handles[2].id, 0)]
 
 
+def test_who_sleeps_gets_the_job_with_the_news(app, server):
+    counts = []
+
+    def count():
+        said = server.info("commandstats").get("cmdstat_evalsha", "calls=0,")
+        counts.append(int(said.partition("=")[2].partition(",")[0]))
+
+    @app.declare
+    def send():
+        count()
+
+    with app.working("default"):
+        for _ in range(2):
+            send()
+            until(lambda: not any(app.queues.sizes("default")))
+            until(lambda: server.info("clients")["blocked_clients"] == "1")
+        counts.clear()
+        count()
+        send()
+        until(lambda: len(counts) == 2)
+    # Submitting, and claiming.
+    assert counts[1] - counts[0] == 2
+
+
+def test_what_was_claimed_for_who_stops_and_does_not_hear_of_it_is_given_back(app):
+    send, runs = noting(app)
+    consumer = app.worker("default")
+    waiter = consumer._waiter
+    wait = waiter.wait
+
+    def stop_meanwhile(seconds):
+        wait(0.01)
+        send(1)
+        until(lambda: app.queues.sizes("default").running)
+        consumer.stop()
+        return False
+
+    waiter.wait = stop_meanwhile
+    consumer.run()
+    assert (runs, app.queues.sizes("default")) == ([], (1, 0, 0))
+
+
+def test_who_sleeps_is_on_time_for_what_is_due(app):
+    send, runs = noting(app)
+    with app.working("default"):
+        handle = send.using(at=timedelta(seconds=0.3), result_ttl=TTL)(1)
+        handle.wait(15)
+    assert runs == [1]
+
+
 def test_a_heartbeat_extends_the_lease(app):
     left = []
 

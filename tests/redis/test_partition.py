@@ -19,6 +19,14 @@ SOURCE = Path(__file__).parent / "under_fire.py"
 IMPATIENT = "socket_timeout=1"
 
 
+def readable(sockets, seconds):
+    """Wait until one of *sockets* can be read; return all that can."""
+    poll, by_number = select.poll(), {one.fileno(): one for one in sockets}
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    return [by_number[number] for number, _ in poll.poll(seconds * 1000)]
+
+
 class Proxy:
     """A way to a Redis that can be cut: connections stay open, and nothing comes through."""
 
@@ -57,7 +65,7 @@ class Proxy:
             ]
             # Nobody is let in meanwhile: the system alone says yes to them.
             doors = [self._listener] if self.carries_questions else []
-            for one in select.select([*sources, *doors], [], [], 0.01)[0]:
+            for one in readable([*sources, *doors], 0.01):
                 if one is self._listener:
                     self._let_in()
                 elif one in self._ways:

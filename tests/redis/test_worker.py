@@ -263,6 +263,26 @@ def test_ctrl_c_to_its_group_is_no_mishap(shop, processes):
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.parametrize("processes", [ALONE, SEVERAL])
+def test_told_to_end_where_python_swallows_that_it_exits_with_0(shop, processes):
+    shop.write(
+        "deaf.py",
+        """
+        import os, signal
+        class Last:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+        Last()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit:
+            pass
+    """,
+    )
+    worker = shop.work("-m", "deaf", *processes)
+    assert worker.wait() == 0
+
+
 def test_told_to_end_while_it_imports_it_exits_with_0(shop):
     shop.write(
         "slow.py",

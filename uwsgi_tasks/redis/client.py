@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 import redis
@@ -21,7 +21,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
 from uwsgi_tasks.redis.script import Reply, Script, Word
 
-__all__ = ["Client", "Reply", "Script", "Waiter", "Word"]
+__all__ = ["Behind", "Client", "Reply", "Script", "Waiter", "Word"]
 
 _DEFAULTS = {"socket_connect_timeout": 5.0, "socket_timeout": 15.0}
 """Seconds; the URL may say otherwise, as in ``?socket_timeout=5``."""
@@ -328,9 +328,12 @@ class Client:
             with contextlib.suppress(*_FAILURES):
                 found.close()
 
-    def waiter(self, keys: Sequence[str]) -> Waiter:
-        """Return what waits until a list at one of *keys* has an entry, and takes that."""
-        return Waiter(self, keys)
+    def waiter(self, keys: Sequence[str], behind: Behind | None = None) -> Waiter:
+        """Return what waits until a list at one of *keys* has an entry, and takes that.
+
+        *behind* is what is to be done in the same moment; in a cluster, nothing is.
+        """
+        return Waiter(self, keys, None if self.is_cluster else behind)
 
     def _blocking(self, keys: Sequence[str]) -> Iterable[tuple[Any, Sequence[str]]]:
         """Return connections of the caller's own, each with those of *keys* that it serves."""
@@ -356,6 +359,13 @@ class Client:
                 self._cluster().nodes_manager.initialize()
 
 
+def _reply_of_script(connection: Any) -> Reply:
+    try:
+        return connection.read_response()
+    except redis.exceptions.NoScriptError:
+        return None
+
+
 def _is_broken(connection: Any) -> bool:
     """Is a connection broken from which nothing is expected?"""
     try:
@@ -365,15 +375,33 @@ def _is_broken(connection: Any) -> bool:
         return True
 
 
+class Behind(NamedTuple):
+    """A command that follows a wait: Redis runs it in the moment in which the wait ends."""
+
+    words: Callable[[], Sequence[Word]]
+    """Return it, for the next wait."""
+    hear: Callable[[Reply], None]
+    """Take its reply; None if it is a script that Redis does not know."""
+
+
 class Waiter:
     """Waits until somebody pushes to one of the lists at *keys*, or calls `wake`.
 
     It waits by the process's own clock: Redis ends a wait only when it looks at its own timers,
     up to 50 ms late. For one thread; `wake` may be called by any, and by the handler of a signal.
+
+    With a command *behind* it, who is woken need not ask for what has woken it: the answer comes
+    with the news. Each `wait` that says False is to be followed by `withdraw`, or `reset`, whose
+    caller never learns whether that command was run.
     """
 
-    def __init__(self, client: Client, keys: Sequence[str]) -> None:
-        self._client, self._keys = client, keys
+    def __init__(self, client: Client, keys: Sequence[str], behind: Behind | None = None) -> None:
+        self._client, self._behind = client, behind
+        self._own = f"{keys[0]}:{os.urandom(6).hex()}"
+        """A list to which nobody but us pushes."""
+        self._keys = keys if behind is None else [*keys, self._own]
+        self._told: str | None = None
+        """The list that has ended the last wait."""
         self._asked: dict[int, tuple[Any, Sequence[str], float]] = {}
         """By file number: connections that hold a question, its keys, and when it was put."""
         self._answered: list[tuple[Any, Sequence[str]]] = []
@@ -387,7 +415,10 @@ class Waiter:
             os.write(self._calls, b"!")
 
     def wait(self, seconds: float) -> bool:
-        """Wait; True if something was pushed. Raises RedisAway: the next call asks anew."""
+        """Wait; True if something was pushed, or what is behind was run.
+
+        Raises RedisAway: the next call asks anew.
+        """
         end = time.monotonic() + seconds
         try:
             while True:
@@ -428,7 +459,13 @@ class Waiter:
 
     def _put(self, connection: Any, keys: Sequence[str], seconds: float) -> None:
         # No longer than we wait: then what comes is to wake somebody else. 0 would be for ever.
-        connection.send_command("BLPOP", *keys, min(_BLOCKED, max(seconds, 0.01)))
+        most = min(_BLOCKED, max(seconds, 0.01))
+        if self._behind is None:
+            connection.send_command("BLPOP", *keys, most)
+        else:
+            # Withdrawn when we have waited, which Redis would find out later.
+            words = [("BLPOP", *keys, most + 1), self._behind.words()]
+            connection.send_packed_command(connection.pack_commands(words))
         number = connection._sock.fileno()  # noqa: SLF001  redis-py has no other way
         self._asked[number] = connection, keys, time.monotonic()
         self._poll.register(number, select.POLLIN)
@@ -442,11 +479,42 @@ class Waiter:
                 # Of an encrypted connection it may be a message of TLS alone.
                 continue
             reply = connection.read_response()
-            is_pushed = is_pushed or reply is not None
+            self._told = None if reply is None else reply[0].decode()
+            if self._behind is not None:
+                self._behind.hear(_reply_of_script(connection))
+            is_pushed = is_pushed or reply is not None or self._behind is not None
             del self._asked[number]
             self._poll.unregister(number)
             self._answered.append((connection, keys))
         return is_pushed
+
+    def withdraw(self) -> None:
+        """End what was asked: then nothing is done behind it for which nobody waits.
+
+        What is behind is run, and heard. Raises RedisAway.
+        """
+        if self._behind is None or not self._asked:
+            return
+        (number,) = self._asked
+        end = time.monotonic() + _SILENT
+        answer = select.poll()
+        answer.register(number, select.POLLIN)
+        try:
+            self._client.call("RPUSH", self._own, "1")
+            while not self._read([number]):
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise redis.ConnectionError("it does not answer")
+                answer.poll(left * 1000)
+            if self._told != self._own:
+                # Something else was faster.
+                self._client.call("DEL", self._own)
+        except _FAILURES as error:
+            self.reset()
+            raise RedisAway(f"Redis at {self._client.shown}: {error}") from error
+        except RedisAway:
+            self.reset()
+            raise
 
     def reset(self) -> None:
         """Let go of all connections."""

@@ -13,11 +13,13 @@ from itertools import count, groupby
 from uwsgi_tasks import interrupts, log_lines
 from uwsgi_tasks.errors import RedisAway, shown
 from uwsgi_tasks.executors import Consuming, Receiver
+from uwsgi_tasks.redis.client import Behind
 from uwsgi_tasks.redis.gate import Gate
 from uwsgi_tasks.redis.handling import Handling
 from uwsgi_tasks.redis.holdings import Held, Holdings, by_queue
 from uwsgi_tasks.redis.presence import Presence
-from uwsgi_tasks.redis.queues import End, Queues
+from uwsgi_tasks.redis.queues import End, Queues, Step, read_step
+from uwsgi_tasks.redis.script import Reply, Word
 from uwsgi_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,9 @@ class Consumer:
         self._waits = 0
         """How often one of them has waited in Redis."""
         self._idle: set[int] = set()
-        self._waiter = queues.waiter(self._names)
+        self._waiter = queues.waiter(self._names, Behind(self._ask, self._hear))
+        self._asked: tuple[Sequence[str], str] | None = None
+        """The queues and the token of the claim that follows a wait, until its reply is known."""
         self._hurry = threading.Event()
         self._stopping = False
         self._stop_by = float("inf")
@@ -240,8 +244,7 @@ class Consumer:
 
     def _fetch(self) -> Held | None:
         """Take a step; wait if it brings nothing."""
-        batch = int(min(_MOST, max(1, _AHEAD / max(self._mean, 1e-6)), self._batch * 4))
-        self._batch = batch
+        batch = self._batch = self._size()
         waits = self._waits
         try:
             wait = self._step(batch)
@@ -260,15 +263,42 @@ class Consumer:
                     # It was told of something of which our step, before that, knew nothing.
                     wait = self._step(1)
                 if not (self._ahead or self._stopping):
-                    try:
-                        self._waiter.wait(_IDLE if wait is None else min(wait, _IDLE))
-                    finally:
-                        self._waits += 1
+                    self._sleep(_IDLE if wait is None else min(wait, _IDLE))
         except RedisAway as error:
             self._wait_for_redis(error)
         finally:
             self._idle.discard(threading.get_ident())
         return None
+
+    def _size(self) -> int:
+        """Return how many jobs the next step may claim."""
+        return int(min(_MOST, max(1, _AHEAD / max(self._mean, 1e-6)), self._batch * 4))
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait in Redis, which claims what comes in the moment in which it does."""
+        try:
+            if not self._waiter.wait(seconds):
+                if self._stopping:
+                    # It may not answer, and our time is short.
+                    self._waiter.reset()
+                else:
+                    self._waiter.withdraw()
+        finally:
+            self._waits += 1
+            if self._asked is not None:
+                self._failed_steps.append(self._asked[1])
+                self._asked = None
+
+    def _ask(self) -> Sequence[Word]:
+        """Return the step that Redis is to take when there is something."""
+        queues, token = self._order(), self._token()
+        self._asked = queues, token
+        return self._queues.question(queues, self._size(), token)
+
+    def _hear(self, reply: Reply) -> None:
+        if self._asked is not None and reply is not None:
+            self._take(read_step(*self._asked, reply))
+        self._asked = None
 
     def _step(self, most: int) -> float | None:
         """Tell Redis what has ended, and claim up to *most* jobs; return how long to wait."""
@@ -277,7 +307,7 @@ class Consumer:
             # has room again when jobs have ended.
             self._receiver.catch_up()
         ends = list(self._taken_ends())
-        token = f"{self.name}:{next(self._numbers)}{self._mark}"
+        token = self._token()
         try:
             step = self._queues.step(self._order(), ends, most, token)
         except BaseException:
@@ -285,14 +315,20 @@ class Consumer:
             # What it may have claimed for us, we shall never be told.
             self._failed_steps.append(token)
             raise
-        now = time.monotonic()
-        for claim in step.claims:
-            self._ahead.append(Held(claim, now))
+        self._take(step)
         if self._is_away:
             self._welcome_redis()
         elif step.lost:
             self._complain(step.lost)
         return step.wait
+
+    def _token(self) -> str:
+        """Return what the next claim is made with."""
+        return f"{self.name}:{next(self._numbers)}{self._mark}"
+
+    def _take(self, step: Step) -> None:
+        now = time.monotonic()
+        self._ahead.extend(Held(claim, now) for claim in step.claims)
 
     def _taken_ends(self) -> Iterator[End]:
         while True:
@@ -366,18 +402,22 @@ class Consumer:
     def _welcome_redis(self) -> None:
         """Go on where we were, and give back what was claimed for us without our knowing."""
         with self._away:
-            failed, self._failed_steps = self._failed_steps, []
-            try:
-                for name in self._names:
-                    self._queues.reclaim(name, failed)
-                unwanted, self._unwanted = self._unwanted, []
-                self._give_back(unwanted)
-            except BaseException:
-                self._failed_steps += failed
-                raise
+            self._give_back_unknown()
+            unwanted, self._unwanted = self._unwanted, []
+            self._give_back(unwanted)
             if self._is_away:
                 self._is_away = False
                 log.info("Redis is back")
+
+    def _give_back_unknown(self) -> None:
+        """Give back what steps may have claimed whose answers were lost."""
+        failed, self._failed_steps = self._failed_steps, []
+        try:
+            for name in self._names if failed else ():
+                self._queues.reclaim(name, failed)
+        except BaseException:
+            self._failed_steps += failed
+            raise
 
     # ---- the thread that looks after leases -------------------------------------------------
 
@@ -404,6 +444,7 @@ class Consumer:
         try:
             self._flush()
             self._tidy(time.monotonic())
+            self._give_back_unknown()
             self._presence.leave()
         except RedisAway as error:
             log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
@@ -489,6 +530,7 @@ class Consumer:
         try:
             self._flush()
             self._give_back([*left, *self._ahead])
+            self._give_back_unknown()
             self._presence.leave()
         except RedisAway as error:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))

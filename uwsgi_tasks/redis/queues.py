@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from uwsgi_tasks.model import LEASE, Sizes
-from uwsgi_tasks.redis.client import Client, Waiter
-from uwsgi_tasks.redis.script import Script, prefix
+from uwsgi_tasks.redis.client import Behind, Client, Waiter
+from uwsgi_tasks.redis.script import Reply, Script, Word, prefix
 
 DEFAULT = "default"
 """The queue of a job that names none."""
@@ -170,17 +170,14 @@ class Queues:
                 ends if len(places) == 1 else [end for end in ends if end.queue == place]
             )
         roots = [self.root(place) for place in places]
-        lost, flat, wait = self.client.run(self._STEP, roots, words)
-        key = token.encode()
-        claims = [
-            Claim(
-                *(places[number], _text(id_), key, payload, crashes),
-                lease / 1000 or LEASE,
-                not lease,
-            )
-            for number, id_, payload, crashes, lease in _rows(flat, 5)
-        ]
-        return Step([_text(one) for one in lost], claims, None if wait < 0 else wait / 1000)
+        return read_step(places, token, self.client.run(self._STEP, roots, words))
+
+    def question(self, queues: Sequence[str], most: int, token: str) -> Sequence[Word]:
+        """Return the command that claims up to *most* jobs, which is to follow a wait."""
+        roots = [self.root(queue) for queue in queues]
+        nothing = (0, 0) * len(queues)
+        head = (most, token, _milliseconds(LEASE))
+        return ("EVALSHA", self._STEP.sha, len(roots), *roots, *head, *nothing)
 
     def touch(self, claims: Sequence[Claim]) -> list[int]:
         """Extend the leases of jobs of one queue by their length, from now.
@@ -217,9 +214,9 @@ class Queues:
         found: int = self.client.run(self._RECLAIM, (self.root(queue),), tokens)
         return found
 
-    def waiter(self, queues: Sequence[str]) -> Waiter:
+    def waiter(self, queues: Sequence[str], behind: Behind | None = None) -> Waiter:
         """Return what waits until there may be something to claim in *queues*."""
-        return self.client.waiter([f"{self.root(queue)}:wake" for queue in queues])
+        return self.client.waiter([f"{self.root(queue)}:wake" for queue in queues], behind)
 
     # ---- looking, and taking away -----------------------------------------------------------
 
@@ -302,6 +299,19 @@ class Queues:
             seen, *flat = self.client.run(self._PURGE, (self.root(queue),), (_PAGE,))
             for id_, payload in _rows(flat, 2):
                 yield _text(id_), payload
+
+
+def read_step(places: Sequence[str], token: str, reply: Reply) -> Step:
+    """Return what a step has brought about."""
+    lost, flat, wait = reply
+    key = token.encode()
+    claims = [
+        Claim(
+            *(places[number], _text(id_), key, payload, crashes), lease / 1000 or LEASE, not lease
+        )
+        for number, id_, payload, crashes, lease in _rows(flat, 5)
+    ]
+    return Step([_text(one) for one in lost], claims, None if wait < 0 else wait / 1000)
 
 
 def _said(ends: Sequence[End]) -> list[str | bytes | int]:
