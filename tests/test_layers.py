@@ -56,7 +56,8 @@ LAYERS = {
     "verdicts": 4,
     "attempts": 5,
     "redis": 0,
-    "redis.script": 1,
+    "redis.script": 0,
+    "redis.line": 1,
     "redis.client": 2,
     "redis.gate": 1,
     "redis.queues": 3,
@@ -104,6 +105,7 @@ FOREIGN = {
     "click": ("cli",),
     "rich": ("cli",),
     "redis": ("redis.client",),
+    "hiredis": ("redis.line",),
     "watchfiles": ("worker",),
     "sqlalchemy": ("stores._databases", "stores._statements", "stores._tables", "stores.sql"),
 }

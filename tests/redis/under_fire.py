@@ -65,12 +65,9 @@ def watch_sending():
         for name, script in vars(queues.Queues).items()
         if isinstance(script, client.Script)
     }
-    connection = client.redis.connection.AbstractConnection
-    original = connection.send_command
+    original, asked = client.Line.send, client.Line.ask
 
-    @functools.wraps(original)
-    def send_command(self, *words, **kwargs):
-        original(self, *words, **kwargs)
+    def is_sent(words):
         name = scripts.get(words[1]) if len(words) > 1 else None
         if name == "_STEP":
             # The words of the script follow its keys: how many are wanted comes first.
@@ -80,7 +77,18 @@ def watch_sending():
         if name:
             step(f"has sent {name}")
 
-    connection.send_command = send_command
+    @functools.wraps(original)
+    def send(self, commands):
+        original(self, commands)
+        for words in commands:
+            is_sent(words)
+
+    @functools.wraps(asked)
+    def ask(self, words):
+        send(self, [words])
+        return self.read()
+
+    client.Line.send, client.Line.ask = send, ask
 
 
 def arm():

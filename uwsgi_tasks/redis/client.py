@@ -19,6 +19,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
+from uwsgi_tasks.redis.line import Line, Refused, UnknownScript
 from uwsgi_tasks.redis.script import Reply, Script, Word
 
 __all__ = ["Behind", "Client", "Reply", "Script", "Waiter", "Word"]
@@ -34,8 +35,9 @@ _SILENT = 5.0
 """Seconds more, after which a question that was not answered is taken to be lost."""
 _NO_LIMIT = 2**31
 """Connections that a pool of redis-py may make: ours are never given back, and it counts all."""
-_FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
-"""The second is none of the first."""
+_FAILURES = (Refused, redis.RedisError, redis.exceptions.RedisClusterException, OSError)
+"""The third is none of the second."""
+_UNKNOWN = (UnknownScript, redis.exceptions.NoScriptError)
 _SINGLE = {"redis", "rediss", "unix", "valkey", "valkeys"}
 _MANY = {"sentinel": 26379, "cluster": 6379}
 """The kinds of several servers, and where they listen by default."""
@@ -157,7 +159,7 @@ class Client:
         """Send one command, whose second word is its key; return the reply, texts as bytes."""
         if self.is_cluster:
             return self.run(_ANYTHING, (words[1],), words)
-        return self._answered(lambda connection: connection.send_command(*words))
+        return self._ask(words)
 
     def calls(self, commands: Sequence[Sequence[Word]]) -> list[Reply]:
         """Send many commands at once; return their replies. They are no atomic step."""
@@ -166,13 +168,13 @@ class Client:
         if not commands:
             return []
         with self._guarded():
-            connection = self._connection()
-            connection.send_packed_command(connection.pack_commands(commands))
+            line = self._line()
+            line.send(commands)
             replies, first = [], None
             for _ in commands:
                 try:
-                    replies.append(connection.read_response())
-                except redis.ResponseError as error:
+                    replies.append(line.read())
+                except Refused as error:
                     # The others must be read, or the next one would get their replies.
                     first = first or error
             if first is not None:
@@ -198,71 +200,72 @@ class Client:
 
     def run(self, script: Script, keys: Sequence[Word], args: Sequence[Word] = ()) -> Reply:
         """Run *script*: one atomic step. In a cluster all *keys* must be in one slot."""
+        ask = self._ask_cluster if self.is_cluster else self._ask
         try:
-            return self._evaluate("EVALSHA", script.sha, keys, args)
-        except redis.exceptions.NoScriptError:
+            return ask(("EVALSHA", script.sha, len(keys), *keys, *args))
+        except _UNKNOWN:
             # It was restarted, failed over, or told to forget: this one it remembers.
-            with self._guarded():
-                return self._evaluate("EVAL", script.text, keys, args)
+            return ask(("EVAL", script.text, len(keys), *keys, *args))
 
-    def _evaluate(
-        self, command: str, what: str, keys: Sequence[Word], args: Sequence[Word]
-    ) -> Reply:
-        if self.is_cluster:
-            with self._guarded():
-                return self._cluster().execute_command(command, what, len(keys), *keys, *args)
-        return self._answered(
-            lambda connection: connection.send_command(command, what, len(keys), *keys, *args)
-        )
+    def _ask(self, words: Sequence[Word]) -> Reply:
+        # Not by a context manager: each job pays for this.
+        try:
+            return self._line().ask(words)
+        except BaseException as error:
+            raise self._judged(error) from error
 
-    def _answered(self, send: Callable[[Any], None]) -> Reply:
+    def _ask_cluster(self, words: Sequence[Word]) -> Reply:
         with self._guarded():
-            connection = self._connection()
-            send(connection)
-            return connection.read_response()
+            return self._cluster().execute_command(*words)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except redis.exceptions.NoScriptError:
-            raise
-        except _FAILURES as error:
-            # One that is a replica now stays so; its successor may be at the same address.
-            # Its text alone says so: redis-py cuts off the word READONLY, where that is the first.
-            if not isinstance(error, redis.ResponseError) or "read only replica" in str(error):
-                self._drop()
-            raise RedisAway(f"Redis at {self.shown}: {error}") from error
-        except BaseException:
-            # An alarm, or the user's interrupt: what is still to be read is nobody's.
+        except BaseException as error:
+            raise self._judged(error) from error
+
+    def _judged(self, error: BaseException) -> BaseException:
+        """Return what is to be raised for *error*, behind which the connection may be of no use."""
+        if isinstance(error, _UNKNOWN):
+            return error
+        # One that is a replica now stays so; its successor may be at the same address.
+        # Its text alone says so: redis-py cuts off the word READONLY, where that is the first.
+        is_answer = isinstance(error, (Refused, redis.ResponseError))
+        if not is_answer or "read only replica" in str(error):
+            # After an alarm, too, or the user's interrupt: what is still to be read is nobody's.
             self._drop()
-            raise
+        return self.away(error) if isinstance(error, _FAILURES) else error
+
+    def away(self, error: BaseException) -> RedisAway:
+        """Return *error* as what all who use us are told."""
+        return RedisAway(f"Redis at {self.shown}: {error}")
 
     # ---- connections ------------------------------------------------------------------------
 
-    def _connection(self) -> Any:
+    def _line(self) -> Line:
         """Return this thread's connection, which was open when it was last looked at."""
         local, now = self._local, time.monotonic()
-        found = getattr(local, "connection", None)
+        found: Line | None = getattr(local, "line", None)
         if found is None or local.pid != os.getpid():
             local.pid = os.getpid()
-            found = local.connection = self._open()
-        elif now > local.used + _TRUSTED and _is_broken(found):
+            found = local.line = self._open()
+        elif now > local.used + _TRUSTED and found.is_broken():
             self._drop()
-            found = local.connection = self._open()
+            found = local.line = self._open()
         local.used = now
         return found
 
     def _drop(self) -> None:
-        found, self._local.connection = getattr(self._local, "connection", None), None
+        found, self._local.line = getattr(self._local, "line", None), None
         if found is not None and self._local.pid == os.getpid():
-            found.disconnect()
+            found.close()
 
-    def _open(self) -> Any:
+    def _open(self) -> Line:
         found = self._pool().make_connection()
         # By name: what it does by itself when it is used does not ask the Sentinels.
         found.connect()
-        return found
+        return Line(found)
 
     def _pool(self) -> Any:
         """Return what makes connections to the one server that counts."""
@@ -335,22 +338,19 @@ class Client:
         """
         return Waiter(self, keys, None if self.is_cluster else behind)
 
-    def _blocking(self, keys: Sequence[str]) -> Iterable[tuple[Any, Sequence[str]]]:
+    def _blocking(self, keys: Sequence[str]) -> Iterable[tuple[Line, Sequence[str]]]:
         """Return connections of the caller's own, each with those of *keys* that it serves."""
         if not self.is_cluster:
             return [(self._open(), list(keys))]
         with self._guarded():
-            cluster = self._cluster()
             # One question may name keys of one slot alone.
-            return [
-                (
-                    cluster.get_node_from_key(
-                        key
-                    ).redis_connection.connection_pool.make_connection(),
-                    [key],
-                )
-                for key in keys
-            ]
+            return [(self._open_to(self._cluster().get_node_from_key(key)), [key]) for key in keys]
+
+    @staticmethod
+    def _open_to(node: Any) -> Line:
+        found = node.redis_connection.connection_pool.make_connection()
+        found.connect()
+        return Line(found)
 
     def _forget_nodes(self) -> None:
         """Find out anew which server has what: one has failed, or moved."""
@@ -359,20 +359,11 @@ class Client:
                 self._cluster().nodes_manager.initialize()
 
 
-def _reply_of_script(connection: Any) -> Reply:
+def _reply_of_script(line: Line) -> Reply:
     try:
-        return connection.read_response()
-    except redis.exceptions.NoScriptError:
+        return line.read()
+    except UnknownScript:
         return None
-
-
-def _is_broken(connection: Any) -> bool:
-    """Is a connection broken from which nothing is expected?"""
-    try:
-        # It is its end, or that of our understanding.
-        return bool(connection.can_read(0))
-    except _FAILURES:
-        return True
 
 
 class Behind(NamedTuple):
@@ -402,9 +393,9 @@ class Waiter:
         self._keys = keys if behind is None else [*keys, self._own]
         self._told: str | None = None
         """The list that has ended the last wait."""
-        self._asked: dict[int, tuple[Any, Sequence[str], float]] = {}
+        self._asked: dict[int, tuple[Line, Sequence[str], float]] = {}
         """By file number: connections that hold a question, its keys, and when it was put."""
-        self._answered: list[tuple[Any, Sequence[str]]] = []
+        self._answered: list[tuple[Line, Sequence[str]]] = []
         self._poll = select.poll()
         self._hears, self._calls = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll.register(self._hears, select.POLLIN)
@@ -437,55 +428,53 @@ class Waiter:
                 if now >= end:
                     return False
                 if now >= silent:
-                    raise redis.ConnectionError("it does not answer")
+                    raise ConnectionError("it does not answer")
         except _FAILURES as error:
             self.reset()
-            raise RedisAway(f"Redis at {self._client.shown}: {error}") from error
+            raise self._client.away(error) from error
         except RedisAway:
             self.reset()
             raise
 
     def _ask(self, seconds: float) -> None:
-        if any(_is_broken(connection) for connection, _ in self._answered):
+        if any(line.is_broken() for line, _ in self._answered):
             self.reset()
         # Not as soon as they were answered: whoever was woken has something to do first.
         answered, self._answered = self._answered, []
-        for connection, keys in answered:
-            self._put(connection, keys, seconds)
+        for line, keys in answered:
+            self._put(line, keys, seconds)
         if self._asked:
             return
-        for connection, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
-            self._put(connection, keys, seconds)
+        for line, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
+            self._put(line, keys, seconds)
 
-    def _put(self, connection: Any, keys: Sequence[str], seconds: float) -> None:
+    def _put(self, line: Line, keys: Sequence[str], seconds: float) -> None:
         # No longer than we wait: then what comes is to wake somebody else. 0 would be for ever.
         most = min(_BLOCKED, max(seconds, 0.01))
         if self._behind is None:
-            connection.send_command("BLPOP", *keys, most)
+            line.send([("BLPOP", *keys, most)])
         else:
             # Withdrawn when we have waited, which Redis would find out later.
-            words = [("BLPOP", *keys, most + 1), self._behind.words()]
-            connection.send_packed_command(connection.pack_commands(words))
-        number = connection._sock.fileno()  # noqa: SLF001  redis-py has no other way
-        self._asked[number] = connection, keys, time.monotonic()
+            line.send([("BLPOP", *keys, most + 1), self._behind.words()])
+        number = line.fileno()
+        self._asked[number] = line, keys, time.monotonic()
         self._poll.register(number, select.POLLIN)
 
     def _read(self, numbers: Sequence[int]) -> bool:
         """Read the answers that have come; True if one says that something was pushed."""
         is_pushed = False
         for number in numbers:
-            connection, keys, _ = self._asked[number]
-            if not connection.can_read(0):
-                # Of an encrypted connection it may be a message of TLS alone.
+            line, keys, _ = self._asked[number]
+            if not line.arrives():
                 continue
-            reply = connection.read_response()
+            reply = line.read()
             self._told = None if reply is None else reply[0].decode()
             if self._behind is not None:
-                self._behind.hear(_reply_of_script(connection))
+                self._behind.hear(_reply_of_script(line))
             is_pushed = is_pushed or reply is not None or self._behind is not None
             del self._asked[number]
             self._poll.unregister(number)
-            self._answered.append((connection, keys))
+            self._answered.append((line, keys))
         return is_pushed
 
     def withdraw(self) -> None:
@@ -501,31 +490,32 @@ class Waiter:
         answer.register(number, select.POLLIN)
         try:
             self._client.call("RPUSH", self._own, "1")
-            while not self._read([number]):
+            while True:
                 left = end - time.monotonic()
                 if left <= 0:
-                    raise redis.ConnectionError("it does not answer")
-                answer.poll(left * 1000)
+                    raise ConnectionError("it does not answer")
+                if answer.poll(left * 1000) and self._read([number]):
+                    break
             if self._told != self._own:
                 # Something else was faster.
                 self._client.call("DEL", self._own)
         except _FAILURES as error:
             self.reset()
-            raise RedisAway(f"Redis at {self._client.shown}: {error}") from error
+            raise self._client.away(error) from error
         except RedisAway:
             self.reset()
             raise
 
     def reset(self) -> None:
         """Let go of all connections."""
-        for number, (connection, _, _) in self._asked.items():
+        for number, (line, _, _) in self._asked.items():
             with contextlib.suppress(OSError, KeyError):
                 self._poll.unregister(number)
             with contextlib.suppress(*_FAILURES):
-                connection.disconnect()
-        for connection, _ in self._answered:
+                line.close()
+        for line, _ in self._answered:
             with contextlib.suppress(*_FAILURES):
-                connection.disconnect()
+                line.close()
         self._asked, self._answered = {}, []
         self._client._forget_nodes()  # noqa: SLF001  its other half
 
