@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, groupby
+from typing import TypeVar
 
 from uwsgi_tasks import interrupts, log_lines
 from uwsgi_tasks.errors import RedisAway, shown
@@ -44,6 +45,9 @@ _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
 _DONE, _STUCK_JOB = 0, 75
 """What a worker's process ends with; after the second one, another takes its place."""
+
+
+_Thing = TypeVar("_Thing")
 
 
 class Consumer:
@@ -91,7 +95,8 @@ class Consumer:
         self._stop_by = float("inf")
         self._over = threading.Event()
         self._away = threading.Lock()
-        self._failed_steps: list[str] = []
+        self._failed_steps: deque[str] = deque()
+        """The tokens of claims of which we were never told."""
         self._unwanted: list[Held] = []
         """What could not be given back while Redis was away."""
         self._is_away = False
@@ -202,6 +207,8 @@ class Consumer:
     def _may_begin_alone(self, held: Held) -> bool:
         if not self._gate.enter_alone(lambda: self._stopping or held.is_lost):
             return False
+        # Nothing more is to come here meanwhile.
+        self._waiter.wake()
         try:
             held.is_lost = not self._queues.runs_alone(held.claim)
         except RedisAway as error:
@@ -306,7 +313,7 @@ class Consumer:
             # Who waits for a job's end looks for its result then. One that is full takes none, and
             # has room again when jobs have ended.
             self._receiver.catch_up()
-        ends = list(self._taken_ends())
+        ends = list(_drained(self._ends))
         token = self._token()
         try:
             step = self._queues.step(self._order(), ends, most, token)
@@ -329,13 +336,6 @@ class Consumer:
     def _take(self, step: Step) -> None:
         now = time.monotonic()
         self._ahead.extend(Held(claim, now) for claim in step.claims)
-
-    def _taken_ends(self) -> Iterator[End]:
-        while True:
-            try:
-                yield self._ends.popleft()
-            except IndexError:
-                return
 
     def _flush(self) -> None:
         """Tell Redis what has ended."""
@@ -411,7 +411,7 @@ class Consumer:
 
     def _give_back_unknown(self) -> None:
         """Give back what steps may have claimed whose answers were lost."""
-        failed, self._failed_steps = self._failed_steps, []
+        failed = list(_drained(self._failed_steps))
         try:
             for name in self._names if failed else ():
                 self._queues.reclaim(name, failed)
@@ -444,7 +444,6 @@ class Consumer:
         try:
             self._flush()
             self._tidy(time.monotonic())
-            self._give_back_unknown()
             self._presence.leave()
         except RedisAway as error:
             log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
@@ -478,6 +477,8 @@ class Consumer:
         """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
         if self._ends and not self._ahead:
             self._flush()
+        if self._failed_steps and not self._is_away:
+            self._give_back_unknown()
         first = next(iter(tuple(self._ahead)), None)
         if first is None or (now < first.since + _STUCK and not self._stopping):
             return
@@ -536,3 +537,12 @@ class Consumer:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))
         logging.shutdown()
         self._consuming.abandon(_STUCK_JOB if by_force else _DONE)
+
+
+def _drained(queue: deque[_Thing]) -> Iterator[_Thing]:
+    """Take out all that is in *queue*, to which other threads may add."""
+    while True:
+        try:
+            yield queue.popleft()
+        except IndexError:
+            return
