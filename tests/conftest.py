@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import sys
+import threading
 
 import pytest
 
@@ -22,6 +24,17 @@ def few_files():
     yield
     if len(os.listdir("/proc/self/fd")) > MANY:
         gc.collect()
+
+
+@pytest.fixture
+def untraced():
+    """Nothing is measured here: lines that are take longer, and are places to be interrupted at."""
+    traces = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    sys.settrace(traces[0])
+    threading.settrace(traces[1])
 
 
 @pytest.hookimpl(wrapper=True)

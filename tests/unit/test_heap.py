@@ -933,6 +933,7 @@ def test_an_entry_says_what_it_is_and_where_it_stands(tasks, app, declare):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untraced")
 def test_a_million_entries_wait_in_little_memory_and_are_cancelled_one_by_one(tasks, auto):
     later, before = auto.using(at=HOUR), memory()
     entries = [tasks.append(later, None) for _ in range(1_000_000)]

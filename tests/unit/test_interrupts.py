@@ -340,17 +340,6 @@ def restless():
     sys.setswitchinterval(before)
 
 
-@pytest.fixture
-def untraced():
-    """Nothing is measured: each line that is would be one more place to be interrupted at."""
-    traces = sys.gettrace(), threading.gettrace()
-    sys.settrace(None)
-    threading.settrace(None)
-    yield
-    sys.settrace(traces[0])
-    threading.settrace(traces[1])
-
-
 def attempts(end, limit, stray):
     """Run pieces of work that end when their time does; note what comes in between."""
     counts = {"in time": 0, "interrupted": 0}
