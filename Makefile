@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench bench-quick clean
+.PHONY: run test coverage check bench bench-quick clean
 
 run: $(VENV)/.ready-run
 	exec $(BIN)/python example_project/run.py
 
 # Four at a time, whatever the machine has: most of them wait for a server.
 test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(PYTEST_ARGS)
+
+coverage: $(VENV)/.ready-test
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest -n 4 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -34,6 +35,8 @@ _KILLED = 1
 _SECOND_LOOK = 5.0
 """Seconds that a process has beyond its grace to say what it gives back."""
 _FOREVER = 3600.0
+_GLANCE = 200
+"""Milliseconds for which one look for changed files takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,8 @@ class Plan:
 
     consuming: Consuming
     processes: int = 1
-    reload: Sequence[Path] = ()
-    """Folders; when Python files in them change, the worker starts anew."""
+    reload: Iterator[object] | None = None
+    """Yields when the worker is to start anew."""
     health: tuple[str, int] | None = None
     """Where it answers whether it is well: host and port."""
     executor: str = TaskExecutor.REDIS
@@ -142,7 +145,7 @@ def _run_several(app: App, plan: Plan, here: Path) -> int:
         sys.modules["django.db"].connections.close_all()
     herd = Processes(plan.processes, work, plan.consuming.grace + _SECOND_LOOK)
     if plan.reload:
-        _reload_on(changes(plan.reload), herd.reload)
+        _reload_on(plan.reload, herd.reload)
     _answer(plan, lambda: herd.are_well)
     code = herd.run()
     if herd.is_to_reload:
@@ -164,14 +167,20 @@ def start_anew(folder: Path) -> NoReturn:
 
 
 def changes(folders: Sequence[Path]) -> Iterator[object]:
-    """Return what yields when Python files in *folders* change. Raises ConfigurationError."""
+    """Return what yields when Python files in *folders* change, from now on.
+
+    Raises ConfigurationError.
+    """
     try:
         from watchfiles import PythonFilter, watch  # noqa: PLC0415  in development alone
     except ImportError as error:
         raise ConfigurationError(
             "--reload needs a package: pip install 'uwsgi_tasks[reload]'"
         ) from error
-    return watch(*folders, watch_filter=PythonFilter())
+    seen = watch(*folders, watch_filter=PythonFilter(), rust_timeout=_GLANCE, yield_on_timeout=True)
+    # It looks when it is first asked.
+    first = next(seen)
+    return filter(None, chain([first], seen))
 
 
 def _reload_on(changed: Iterator[object], reload: Callable[[], None]) -> None:

@@ -140,7 +140,7 @@ def test_what_a_hook_says_in_the_worker_arrives_in_the_other_process(server, nam
 
 
 def test_a_mule_closes_its_fixtures_in_reverse_when_the_server_stops_and_a_spooler_does_not(serve):
-    server = serve(SOURCE, mules=1)
+    server = serve(SOURCE, mules=1, options=["--mule-reload-mercy", "30"])
     server.call("spooled()")
     server.call("muled()")
     server.wait_for_events("outer out app.spooled")

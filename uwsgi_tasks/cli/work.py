@@ -107,22 +107,23 @@ def worker(
     A second signal ends it at once; others run its jobs then when their leases are over.
     """
     program.end_when_told()
-    folders = [Path.cwd()] if reloads else []
+    here = Path.cwd()
+    # Before they are imported: what changes meanwhile is another program.
+    changed = program.changes([here]) if reloads else None
     try:
         _declare(session.app, modules)
     except Failure as error:
-        if not reloads:
+        if changed is None:
             raise
-        changed = program.changes(folders)
         session.complain(f"{error}; it starts anew when a file changes")
         next(changed)
-        program.start_anew(folders[0])
+        program.start_anew(here)
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format=_FORMAT)
     plan = program.Plan(
         processes=limits.pop("processes"),
         health=limits.pop("health"),
-        reload=folders,
+        reload=changed,
         consuming=Consuming(
             queues=queues or parse_queues(session.app.settings.queues),
             max_memory=max_memory and max_memory * _MEGABYTE,
