@@ -8,13 +8,13 @@ BIN := $(VENV)/bin
 run: $(VENV)/.ready-run
 	exec $(BIN)/python example_project/run.py
 
-# Four at a time, whatever the machine has: most of them wait for a server.
+# Three at a time, whatever the machine has: most of them wait for a server.
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 coverage: $(VENV)/.ready-test
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n 4 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 check: $(VENV)/.ready-test
 	$(BIN)/ruff check .

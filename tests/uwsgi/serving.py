@@ -128,10 +128,20 @@ class Server:
             )
         try:
             self.wait_for(self._answers)
+            self._wait_for_the_others()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _wait_for_the_others(self, seconds: float = 5.0) -> None:
+        """Wait until the master has started all: what it is told before that, one may not hear."""
+        end = time.monotonic() + seconds
+        counts = {kind: self._counts[kind] for kind in ("spooler", "mule")}
+        while time.monotonic() < end and any(
+            len(re.findall(SPAWNED[kind], self.log)) < count for kind, count in counts.items()
+        ):
+            time.sleep(0.005)
 
     def _arguments(self) -> list[str]:
         arguments = ["--http-socket", str(self._socket), "--die-on-term", "--disable-logging"]
@@ -188,13 +198,15 @@ class Server:
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> int | None:
-        # Twice: a worker that was forked just now, and is still being measured, hears nothing.
-        for _ in range(2):
-            process.terminate()
-            try:
-                return process.wait(15)
-            except subprocess.TimeoutExpired:
-                pass
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(15)
+        # A worker that was forked at that moment has heard nothing, and the master waits for it.
+        for pid in session(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(15)
         return None
 
     def crash(self) -> list[int]:
