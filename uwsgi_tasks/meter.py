@@ -160,18 +160,30 @@ class Meter:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if self._is_near() or len(_files(self._folder)) > _DEAD:
             take_over(self._folder, self._save)
-        # In another container a process may have the same number.
-        name = f"{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
-        handle = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Not numbers 0 to 2, over which uWSGI opens /dev/null; and it holds the lock for life.
-        kept = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
-        os.close(handle)
-        fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kept = None
+        while kept is None:
+            # In another container a process may have the same number.
+            name = f"{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
+            kept = _locked(self._folder / name)
         os.posix_fallocate(kept, 0, _SLOT * _SLOTS)
         # An application that is no longer used counts nothing; in most processes there is one.
         weakref.finalize(self, os.close, kept).atexit = False
         self._file = kept
         return kept
+
+
+def _locked(path: Path) -> int | None:
+    """Return a new file that is ours for life; None if another process has just taken it away."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Not numbers 0 to 2, over which uWSGI opens /dev/null.
+    kept = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(handle)
+    fcntl.flock(kept, fcntl.LOCK_EX)
+    # Until it was locked, it was like one that a dead process has left.
+    if path.exists():
+        return kept
+    os.close(kept)
+    return None
 
 
 def take_over(folder: Path, save: Save) -> None:

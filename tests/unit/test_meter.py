@@ -240,6 +240,24 @@ def test_without_a_store_at_hand_the_dead_are_left_until_they_are_many(
     assert len(store.counts) == taken
 
 
+def test_a_file_that_another_takes_for_a_dead_ones_is_made_anew(meter, folder, store, monkeypatch):
+    lock, turns = fcntl.flock, []
+
+    def flock(file, how):
+        if not turns:
+            turns.append(file)
+            # One that begins to count between the creation of ours and its lock.
+            take_over(folder, store)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    meter.add("f", "succeeded", 1.0, NOW)
+    monkeypatch.undo()
+    assert unsaved(folder) == [count()]
+    take_over(folder, store)
+    assert unsaved(folder) == [count()]
+
+
 def test_its_file_is_none_of_the_standard_streams(meter, folder):
     # uWSGI opens /dev/null over them after its fork, and the lock would be dropped.
     for number in range(3):
