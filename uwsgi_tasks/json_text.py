@@ -32,7 +32,7 @@ def _quick_encoder() -> Callable[[Any], str]:
 
 
 encode = _quick_encoder()
-"""Return a value as JSON; it is one that `unfit` has nothing against.
+"""Return a value as JSON; it is one that `unfit` has nothing against, so ask that first.
 
 Raises ValueError for a number that JSON has no word for, or with too many digits.
 """

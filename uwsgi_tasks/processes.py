@@ -33,6 +33,7 @@ _KILLED = 1
 """What we end with when we are told twice, or had to kill."""
 _BRIEF = 2.0
 """Seconds: a process that fails sooner is replaced with more and more patience."""
+_LONGEST_LOOK = 3600.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _PR_SET_PDEATHSIG = 1
 _FRESH = 5.0
@@ -165,7 +166,8 @@ class Processes:
                 return
             self._start_due()
             left = self._next_due() - time.monotonic()
-            self._poll.poll(None if left == float("inf") else max(0.0, left * 1000))
+            # It takes no more than some weeks.
+            self._poll.poll(max(0.0, min(left, _LONGEST_LOOK) * 1000))
             for number in self._heard():
                 self._heed(number)
             if time.monotonic() >= self._kill_at:

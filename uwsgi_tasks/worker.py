@@ -177,9 +177,16 @@ def changes(folders: Sequence[Path]) -> Iterator[object]:
         raise ConfigurationError(
             "--reload needs a package: pip install 'uwsgi_tasks[reload]'"
         ) from error
-    seen = watch(*folders, watch_filter=PythonFilter(), rust_timeout=_GLANCE, yield_on_timeout=True)
-    # It looks when it is first asked.
-    first = next(seen)
+    seen = watch(
+        *folders,
+        watch_filter=PythonFilter(),
+        rust_timeout=_GLANCE,
+        yield_on_timeout=True,
+        raise_interrupt=False,
+    )
+    # It looks when it is first asked; and swallows what the handler of a signal raises.
+    first = next(seen, None)
+    end_when_told()
     return filter(None, chain([first], seen))
 
 

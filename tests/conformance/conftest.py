@@ -321,6 +321,9 @@ class Restless:
     def wait(self, _seconds):
         self._consumer.stop()
 
+    def withdraw(self, *_seconds):
+        pass
+
     def reset(self):
         pass
 

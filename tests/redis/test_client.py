@@ -447,6 +447,28 @@ def test_who_cannot_withdraw_is_told(single, request):
         assert heard == [8]
 
 
+@pytest.mark.parametrize("single", ["redis_server", "redis_62"], indirect=True)
+def test_who_cannot_be_pushed_to_waits_until_redis_ends_the_wait(single):
+    with waiting(single, "GET", KEY) as (waiter, heard):
+        assert not waiter.wait(0.01)
+        single.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            waiter.withdraw()
+        finally:
+            single.call("CONFIG", "SET", "maxmemory", "0")
+        assert heard == [None]
+
+
+def test_what_goes_wrong_is_not_its_own_cause(single, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uwsgi_tasks.redis.line.Line.read", interrupt)
+    with pytest.raises(KeyboardInterrupt) as error:
+        single.call("GET", KEY)
+    assert error.value.__cause__ is None
+
+
 def test_in_a_cluster_nothing_is_behind(redis_cluster):
     client = Client(redis_cluster.url)
     with waiting(client, "INCR", KEY) as (waiter, heard):

@@ -828,11 +828,30 @@ def test_who_sleeps_gets_the_job_with_the_news(app, server):
     assert counts[1] - counts[0] == 2
 
 
+def unheard_of(consumer, then):
+    """Have the first claim behind a wait be one of which the worker never hears."""
+    waiter, lines = consumer._waiter, []
+    wait = waiter.wait
+
+    def lose(seconds):
+        waiter.wait = wait
+        wait(0.01)
+        # As for a network that tells our end alone: Redis takes us for one that waits still.
+        lines.extend(line for line, _, _ in waiter._asked.values())
+        for number in waiter._asked:
+            waiter._poll.unregister(number)
+        waiter._asked.clear()
+        then()
+        raise RedisAway("its connection is gone")
+
+    waiter.wait = lose
+    return lines
+
+
 def test_what_was_claimed_for_who_stops_and_does_not_hear_of_it_is_given_back(app):
     send, runs = noting(app)
     consumer = app.worker("default")
-    waiter = consumer._waiter
-    wait = waiter.wait
+    wait = consumer._waiter.wait
 
     def stop_meanwhile(seconds):
         wait(0.01)
@@ -841,9 +860,40 @@ def test_what_was_claimed_for_who_stops_and_does_not_hear_of_it_is_given_back(ap
         consumer.stop()
         return False
 
-    waiter.wait = stop_meanwhile
+    consumer._waiter.wait = stop_meanwhile
     consumer.run()
     assert (runs, app.queues.sizes("default")) == ([], (1, 0, 0))
+
+
+def test_what_redis_claims_later_for_a_connection_that_is_gone_is_given_back(app):
+    send, runs = noting(app)
+    consumer = app.worker("default")
+    lines = unheard_of(consumer, lambda: None)
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    until(lambda: lines)
+    # Long after its token was given back for the first time.
+    until(lambda: consumer._failed_steps and consumer._reclaim_at)
+    send(1)
+    until(lambda: runs == [1])
+    consumer.stop()
+    thread.join()
+    lines[0].close()
+
+
+def test_a_worker_that_stops_while_redis_seems_to_be_away_gives_back_what_it_can(app):
+    send, runs = noting(app)
+    consumer = app.worker("default")
+
+    def stop_meanwhile():
+        send(1)
+        until(lambda: app.queues.sizes("default").running)
+        consumer.stop()
+
+    lines = unheard_of(consumer, stop_meanwhile)
+    consumer.run()
+    assert (runs, app.queues.sizes("default")) == ([], (1, 0, 0))
+    lines[0].close()
 
 
 def test_who_sleeps_is_on_time_for_what_is_due(app):

@@ -116,7 +116,10 @@ def worker(
         if changed is None:
             raise
         session.complain(f"{error}; it starts anew when a file changes")
-        next(changed)
+        program.end_when_told()
+        next(changed, None)
+        # It ends when a signal comes, too.
+        program.end_when_told()
         program.start_anew(here)
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format=_FORMAT)

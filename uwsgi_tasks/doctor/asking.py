@@ -35,7 +35,7 @@ _COMMAND = re.compile(r"permissions to run the '(\S+)' command")
 _KEY = re.compile(r"no permissions to access|can't access at least one of the keys")
 _RIGHT = re.compile(r"no permissions to run|can't run this command|[Uu]nknown (Redis )?command")
 _WORDS = re.compile(r"read only replica|used memory >|MISCONF|RDB snapshots|AOF file|good replicas")
-"""With which it refuses to write; redis-py cuts off the capitals at the beginning of some."""
+"""With which it refuses to write; of a cluster, redis-py cuts off the capitals of some."""
 
 
 def ask(app: App) -> Redis:

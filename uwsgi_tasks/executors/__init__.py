@@ -311,6 +311,10 @@ class Executor(ABC):
         self._receiver = receiver
 
 
+_PARTS = {"redis": ["hiredis"]}
+"""What comes with the package that an executor is called after."""
+
+
 def load(name: str) -> type[Executor]:
     """Return the executor called *name*: ``"spooler"``, or ``"package.module:Class"``."""
     path, _, attribute = name.partition(":")
@@ -319,7 +323,7 @@ def load(name: str) -> type[Executor]:
     try:
         found = getattr(import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == name:
+        if isinstance(error, ModuleNotFoundError) and error.name in {name, *_PARTS.get(name, ())}:
             raise ConfigurationError(
                 f"executor {name!r} needs a package: pip install 'uwsgi_tasks[{name}]'"
             ) from error

@@ -207,12 +207,18 @@ class Client:
             # It was restarted, failed over, or told to forget: this one it remembers.
             return ask(("EVAL", script.text, len(keys), *keys, *args))
 
+    def call_within(self, seconds: float, *words: Word) -> Reply:
+        """`call`, of one server, which is to answer within *seconds*."""
+        with self._guarded():
+            return self._line().ask_within(seconds, words)
+
     def _ask(self, words: Sequence[Word]) -> Reply:
         # Not by a context manager: each job pays for this.
         try:
             return self._line().ask(words)
         except BaseException as error:
-            raise self._judged(error) from error
+            self._judge(error)
+            raise
 
     def _ask_cluster(self, words: Sequence[Word]) -> Reply:
         with self._guarded():
@@ -223,19 +229,21 @@ class Client:
         try:
             yield
         except BaseException as error:
-            raise self._judged(error) from error
+            self._judge(error)
+            raise
 
-    def _judged(self, error: BaseException) -> BaseException:
-        """Return what is to be raised for *error*, behind which the connection may be of no use."""
+    def _judge(self, error: BaseException) -> None:
+        """Raise RedisAway, if *error* means that; drop a connection that is of no use behind it."""
         if isinstance(error, _UNKNOWN):
-            return error
+            return
         # One that is a replica now stays so; its successor may be at the same address.
-        # Its text alone says so: redis-py cuts off the word READONLY, where that is the first.
+        # Its text alone says so: of a cluster, redis-py cuts off the word READONLY.
         is_answer = isinstance(error, (Refused, redis.ResponseError))
         if not is_answer or "read only replica" in str(error):
             # After an alarm, too, or the user's interrupt: what is still to be read is nobody's.
             self._drop()
-        return self.away(error) if isinstance(error, _FAILURES) else error
+        if isinstance(error, _FAILURES):
+            raise self.away(error) from error
 
     def away(self, error: BaseException) -> RedisAway:
         """Return *error* as what all who use us are told."""
@@ -430,19 +438,19 @@ class Waiter:
                 if now >= silent:
                     raise ConnectionError("it does not answer")
         except _FAILURES as error:
-            self.reset()
+            self._fail()
             raise self._client.away(error) from error
         except RedisAway:
-            self.reset()
+            self._fail()
             raise
 
     def _ask(self, seconds: float) -> None:
         if any(line.is_broken() for line, _ in self._answered):
-            self.reset()
+            self._fail()
         # Not as soon as they were answered: whoever was woken has something to do first.
-        answered, self._answered = self._answered, []
-        for line, keys in answered:
-            self._put(line, keys, seconds)
+        while self._answered:
+            self._put(*self._answered[-1], seconds)
+            self._answered.pop()
         if self._asked:
             return
         for line, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
@@ -477,19 +485,20 @@ class Waiter:
             self._answered.append((line, keys))
         return is_pushed
 
-    def withdraw(self) -> None:
+    def withdraw(self, seconds: float = _SILENT) -> None:
         """End what was asked: then nothing is done behind it for which nobody waits.
 
-        What is behind is run, and heard. Raises RedisAway.
+        What is behind is run, and heard. Raises RedisAway if that is not so after *seconds*: then
+        it may be run at any time until Redis has noticed that we are gone, or the wait is over.
         """
         if self._behind is None or not self._asked:
             return
         (number,) = self._asked
-        end = time.monotonic() + _SILENT
+        end = time.monotonic() + seconds
         answer = select.poll()
         answer.register(number, select.POLLIN)
         try:
-            self._client.call("RPUSH", self._own, "1")
+            self._push(seconds)
             while True:
                 left = end - time.monotonic()
                 if left <= 0:
@@ -500,11 +509,26 @@ class Waiter:
                 # Something else was faster.
                 self._client.call("DEL", self._own)
         except _FAILURES as error:
-            self.reset()
+            self._fail()
+            with contextlib.suppress(RedisAway):
+                # It may be there, and nobody else takes it.
+                self._client.call_within(seconds, "DEL", self._own)
             raise self._client.away(error) from error
         except RedisAway:
-            self.reset()
+            self._fail()
             raise
+
+    def _push(self, seconds: float) -> None:
+        try:
+            self._client.call_within(seconds, "RPUSH", self._own, "1")
+        except RedisAway as error:
+            # It is full, say. Soon the wait is over by itself.
+            if not isinstance(error.__cause__, Refused):
+                raise
+
+    def _fail(self) -> None:
+        self.reset()
+        self._client._forget_nodes()  # noqa: SLF001  its other half
 
     def reset(self) -> None:
         """Let go of all connections."""
@@ -517,7 +541,6 @@ class Waiter:
             with contextlib.suppress(*_FAILURES):
                 line.close()
         self._asked, self._answered = {}, []
-        self._client._forget_nodes()  # noqa: SLF001  its other half
 
     def close(self) -> None:
         """Let go of all that it has."""

@@ -41,6 +41,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
+_SOON = 1.0
+"""Seconds in which Redis is to answer a worker that stops."""
+_LATE = _IDLE + 3.0
+"""Seconds after which Redis has ended each wait of ours by itself, though nobody has told it."""
+_LOOK_AGAIN = 1.0
+"""Seconds between two looks for what was claimed so late."""
 _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
 _DONE, _STUCK_JOB = 0, 75
@@ -95,8 +101,9 @@ class Consumer:
         self._stop_by = float("inf")
         self._over = threading.Event()
         self._away = threading.Lock()
-        self._failed_steps: deque[str] = deque()
-        """The tokens of claims of which we were never told."""
+        self._failed_steps: deque[tuple[str, float]] = deque()
+        """The tokens of claims of which we were never told, and until when they may be made."""
+        self._reclaim_at = 0.0
         self._unwanted: list[Held] = []
         """What could not be given back while Redis was away."""
         self._is_away = False
@@ -285,16 +292,18 @@ class Consumer:
         """Wait in Redis, which claims what comes in the moment in which it does."""
         try:
             if not self._waiter.wait(seconds):
-                if self._stopping:
-                    # It may not answer, and our time is short.
-                    self._waiter.reset()
-                else:
-                    self._waiter.withdraw()
+                # While it stops, its time is short.
+                self._waiter.withdraw(*[_SOON] if self._stopping else [])
         finally:
             self._waits += 1
             if self._asked is not None:
-                self._failed_steps.append(self._asked[1])
+                self._forget_question(self._asked[1])
                 self._asked = None
+                self._waiter.reset()
+
+    def _forget_question(self, token: str) -> None:
+        """Note that we shall never be told what a question has claimed, or claims yet."""
+        self._failed_steps.append((token, time.monotonic() + _LATE))
 
     def _ask(self) -> Sequence[Word]:
         """Return the step that Redis is to take when there is something."""
@@ -320,7 +329,7 @@ class Consumer:
         except BaseException:
             self._ends.extendleft(reversed(ends))
             # What it may have claimed for us, we shall never be told.
-            self._failed_steps.append(token)
+            self._failed_steps.append((token, 0.0))
             raise
         self._take(step)
         if self._is_away:
@@ -402,22 +411,29 @@ class Consumer:
     def _welcome_redis(self) -> None:
         """Go on where we were, and give back what was claimed for us without our knowing."""
         with self._away:
-            self._give_back_unknown()
-            unwanted, self._unwanted = self._unwanted, []
-            self._give_back(unwanted)
+            self._give_back_all()
             if self._is_away:
                 self._is_away = False
                 log.info("Redis is back")
 
+    def _give_back_all(self) -> None:
+        """Give back what is ours, and nobody here runs or knows of."""
+        self._give_back_unknown()
+        unwanted, self._unwanted = self._unwanted, []
+        self._give_back(unwanted)
+
     def _give_back_unknown(self) -> None:
         """Give back what steps may have claimed whose answers were lost."""
-        failed = list(_drained(self._failed_steps))
+        failed, now = list(_drained(self._failed_steps)), time.monotonic()
+        self._reclaim_at = now + _LOOK_AGAIN
         try:
             for name in self._names if failed else ():
-                self._queues.reclaim(name, failed)
+                self._queues.reclaim(name, [token for token, _ in failed])
         except BaseException:
             self._failed_steps += failed
             raise
+        # Redis may not have noticed yet that nobody waits for them.
+        self._failed_steps += [(token, until) for token, until in failed if until > now]
 
     # ---- the thread that looks after leases -------------------------------------------------
 
@@ -444,6 +460,7 @@ class Consumer:
         try:
             self._flush()
             self._tidy(time.monotonic())
+            self._give_back_all()
             self._presence.leave()
         except RedisAway as error:
             log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
@@ -477,7 +494,7 @@ class Consumer:
         """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
         if self._ends and not self._ahead:
             self._flush()
-        if self._failed_steps and not self._is_away:
+        if self._failed_steps and now > self._reclaim_at and not self._is_away:
             self._give_back_unknown()
         first = next(iter(tuple(self._ahead)), None)
         if first is None or (now < first.since + _STUCK and not self._stopping):
@@ -528,10 +545,14 @@ class Consumer:
             "this worker ends while %d of its jobs run: they are given back, and run again",
             len(left),
         )
+        # From now on no thread begins anything.
+        self._stopping = True
+        if self._asked is not None:
+            self._forget_question(self._asked[1])
         try:
             self._flush()
             self._give_back([*left, *self._ahead])
-            self._give_back_unknown()
+            self._give_back_all()
             self._presence.leave()
         except RedisAway as error:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))

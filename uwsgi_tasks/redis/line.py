@@ -25,8 +25,8 @@ class UnknownScript(Refused):
 class Line:
     """The conversation over a *connection* of redis-py, which has opened it, and closes it.
 
-    A reply costs a fifth of what it does by redis-py's own methods, which matters to each job. All
-    methods raise OSError if it is broken or too slow, and only `read` raises Refused.
+    A reply costs a fifth of what it does by redis-py's own methods, which matters to each job. What
+    sends or reads raises OSError if it is broken or too slow; `ask` and `read` raise Refused.
     """
 
     __slots__ = ("_connection", "_is_encrypted", "_reader", "_socket")
@@ -45,6 +45,15 @@ class Line:
         """Send one command; return its reply, texts as bytes."""
         self._socket.sendall(_packed(words))
         return self.read()
+
+    def ask_within(self, seconds: float, words: Sequence[Word]) -> Reply:
+        """`ask`, and wait no longer than that for what the network does."""
+        timeout = self._socket.gettimeout()
+        self._socket.settimeout(seconds)
+        try:
+            return self.ask(words)
+        finally:
+            self._socket.settimeout(timeout)
 
     def send(self, commands: Sequence[Sequence[Word]]) -> None:
         """Send commands, one behind the other."""
