@@ -27,6 +27,8 @@ _CLAIM = 10.0
 """Seconds that a caller gets to submit what it has claimed the unique key for."""
 _HELD = 86_400.0
 """Seconds after which a key is free whose job was lost, as one in a killed mule is."""
+_SOON = 0.1
+"""Seconds: a store that refuses sooner may have lost no more than a connection."""
 _OWED = 1000
 """Writes that a process remembers which the store has missed."""
 COUNTS_KEPT = 30 * 86_400.0
@@ -179,12 +181,17 @@ class Ledger:
             return
         # One after the other: what another thread is about to write is not written yet.
         with self._catching.setdefault(os.getpid(), threading.RLock()):
+            until = time.monotonic() + _SOON
             while self._owed:
                 try:
                     self._owed[0]()
                 except _AWAY:
-                    return
-                self._owed.popleft()
+                    if time.monotonic() > until:
+                        return
+                    # It was the connection, perhaps, and the next one is a new one.
+                    until = 0.0
+                else:
+                    self._owed.popleft()
 
     def _purge(self) -> None:
         """Delete a little of what has expired, now and then."""

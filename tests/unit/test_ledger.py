@@ -219,6 +219,27 @@ def test_while_the_store_is_away_a_job_ends(ledger, store, caplog):
     assert "that it is succeeded could not be kept: nobody is at home" in caplog.text
 
 
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_what_the_store_has_missed_is_written_when_it_is_back(ledger, store, refusals):
+    store.away = True
+    ledger.ends(JOB, "spooler", OK)
+    store.away = False
+    left = [None] * refusals
+
+    def save(*given):
+        if left:
+            # As over a connection that has broken, of which nobody has heard.
+            left.pop()
+            raise StoreError("it is gone")
+        MemoryStore.save(store, *given)
+
+    store.save = save
+    ledger.catch_up()
+    assert (store.get(JOB.id) is not None) is (refusals == 1)
+    ledger.catch_up()
+    assert store.get(JOB.id).state is State.SUCCEEDED
+
+
 def test_what_is_kept_is_signed(ledger_of, store):
     ledger_of(secret=OURS).ends(JOB, "spooler", OK)
     found = store.get("3f-1")
