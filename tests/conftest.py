@@ -16,6 +16,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MANY = 300
+"""Open files, beyond which it is time to look for those of nobody."""
 
 
 @pytest.fixture(scope="module", autouse=True)

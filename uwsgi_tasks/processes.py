@@ -34,6 +34,7 @@ _KILLED = 1
 _BRIEF = 2.0
 """Seconds: a process that fails sooner is replaced with more and more patience."""
 _LONGEST_LOOK = 3600.0
+"""Seconds between two looks at what is due: a poll takes no more than some weeks."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _PR_SET_PDEATHSIG = 1
 _FRESH = 5.0
@@ -166,7 +167,6 @@ class Processes:
                 return
             self._start_due()
             left = self._next_due() - time.monotonic()
-            # It takes no more than some weeks.
             self._poll.poll(max(0.0, min(left, _LONGEST_LOOK) * 1000))
             for number in self._heard():
                 self._heed(number)

@@ -848,7 +848,7 @@ def unheard_of(consumer, then):
     return lines
 
 
-def test_what_was_claimed_for_who_stops_and_does_not_hear_of_it_is_given_back(app):
+def test_what_was_claimed_for_who_stops_in_that_moment_is_given_back(app):
     send, runs = noting(app)
     consumer = app.worker("default")
     wait = consumer._waiter.wait
@@ -872,7 +872,7 @@ def test_what_redis_claims_later_for_a_connection_that_is_gone_is_given_back(app
     thread = threading.Thread(target=consumer.run)
     thread.start()
     until(lambda: lines)
-    # Long after its token was given back for the first time.
+    # Its token was given back once, before anything was claimed with it.
     until(lambda: consumer._failed_steps and consumer._reclaim_at)
     send(1)
     until(lambda: runs == [1])

@@ -507,7 +507,7 @@ class Waiter:
                     break
             if self._told != self._own:
                 # Something else was faster.
-                self._client.call("DEL", self._own)
+                self._client.call_within(seconds, "DEL", self._own)
         except _FAILURES as error:
             self._fail()
             with contextlib.suppress(RedisAway):

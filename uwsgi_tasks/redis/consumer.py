@@ -291,9 +291,12 @@ class Consumer:
     def _sleep(self, seconds: float) -> None:
         """Wait in Redis, which claims what comes in the moment in which it does."""
         try:
-            if not self._waiter.wait(seconds):
-                # While it stops, its time is short.
-                self._waiter.withdraw(*[_SOON] if self._stopping else [])
+            if self._waiter.wait(seconds):
+                return
+            if self._stopping:
+                self._waiter.withdraw(_SOON)
+            else:
+                self._waiter.withdraw()
         finally:
             self._waits += 1
             if self._asked is not None:
@@ -318,7 +321,8 @@ class Consumer:
 
     def _step(self, most: int) -> float | None:
         """Tell Redis what has ended, and claim up to *most* jobs; return how long to wait."""
-        if self._settings().store in {None, self._settings().redis}:
+        settings = self._settings()
+        if settings.store_url == settings.redis:
             # Who waits for a job's end looks for its result then. One that is full takes none, and
             # has room again when jobs have ended.
             self._receiver.catch_up()

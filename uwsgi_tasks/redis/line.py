@@ -25,8 +25,8 @@ class UnknownScript(Refused):
 class Line:
     """The conversation over a *connection* of redis-py, which has opened it, and closes it.
 
-    A reply costs a fifth of what it does by redis-py's own methods, which matters to each job. What
-    sends or reads raises OSError if it is broken or too slow; `ask` and `read` raise Refused.
+    redis-py's own methods do more for a command than each job should pay for. What sends or reads
+    raises OSError if it is broken or too slow; `ask` and `read` raise Refused.
     """
 
     __slots__ = ("_connection", "_is_encrypted", "_reader", "_socket")
