@@ -5,6 +5,8 @@ import errno
 import fcntl
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from uwsgi_tasks.spool_file import (
     pack,
     pack_raw,
     pack_variables,
+    settle,
     unpack,
     write,
     write_whole,
@@ -126,6 +129,48 @@ def test_what_does_not_fit_into_sixteen_bits_is_refused(variables):
 def test_what_is_no_spool_file_is_refused(content):
     with pytest.raises(DecodeError):
         unpack(content)
+
+
+# --- uWSGI's clock
+
+
+@pytest.fixture
+def uwsgis_clock(monkeypatch):
+    """The seconds that uWSGI sees, one a look, while it is 100.5 for us; for ever the last one."""
+    seen = [100]
+    monkeypatch.setattr(module.time, "time", lambda: 100.5)
+    monkeypatch.setattr(
+        module.time, "clock_gettime", lambda _: seen.pop(0) if len(seen) > 1 else seen[0]
+    )
+    return seen
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has that clock")
+
+
+@linux
+def test_the_clock_that_uwsgi_looks_at_is_never_ahead_and_hardly_behind():
+    behind = time.time() - time.clock_gettime(module._COARSE_CLOCK)
+    assert -0.001 < behind < 1.0
+
+
+@linux
+def test_who_has_written_as_a_second_began_waits_for_uwsgis_clock(uwsgis_clock):
+    uwsgis_clock[:] = [99.99, 99.99, 99.99, 100.0, 100.1]
+    settle()
+    assert uwsgis_clock == [100.1]
+
+
+@linux
+def test_at_any_other_time_nobody_waits(uwsgis_clock, monkeypatch):
+    monkeypatch.setattr(module.time, "sleep", pytest.fail)
+    assert settle() is None
+
+
+@linux
+def test_nobody_waits_for_long_for_a_clock_that_was_put_back(uwsgis_clock):
+    uwsgis_clock[:] = [3.0]
+    assert settle() is None
 
 
 # --- writing

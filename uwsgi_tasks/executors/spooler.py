@@ -28,7 +28,7 @@ from uwsgi_tasks.limits import alarm
 from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.marks import Mark, Peers, Progress
 from uwsgi_tasks.model import SPOOL_OK, SPOOL_RETRY, Job, Result, Standing, State, Stop
-from uwsgi_tasks.spool_file import PREFIX, batch_id, file_name, new_name, write_whole
+from uwsgi_tasks.spool_file import PREFIX, batch_id, file_name, new_name, settle, write_whole
 from uwsgi_tasks.waiting import Own, Waiting
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ class SpoolerExecutor(Executor):
 
     def _wake(self, place: _Place) -> None:
         """Have the file that was just written read soon; whatever goes wrong, it is written."""
+        settle()
         if self._mark is not None and place is self._home:
             self._mark.wake()
         try:
@@ -525,6 +526,7 @@ class SpoolerExecutor(Executor):
         ordered = self._server.spooler_ordered
         if self._home.files.move_in(time.time(), ordered=ordered):
             # This pass has read the directory already.
+            settle()
             self._server.wake_this_spooler()
             self._home.peers.wake()
         return SPOOL_RETRY

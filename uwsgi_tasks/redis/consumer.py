@@ -75,8 +75,7 @@ class Consumer:
         self._queues, self._receiver, self._settings = queues, receiver, settings
         self._consuming = consuming
         self._names = [name for name, _ in consuming.queues]
-        weights = [weight for _, weight in consuming.queues]
-        self._weights = None if None in weights else [weight or 0 for weight in weights]
+        self._weights = {name: weight for name, weight in consuming.queues if weight is not None}
         self._presence = Presence(queues, self._names, consuming.threads, tasks)
         self.name = self._presence.name
         self._numbers = count(1)
@@ -360,10 +359,11 @@ class Consumer:
 
     def _order(self) -> Sequence[str]:
         """Return the queues in the order in which they are served now."""
-        if self._weights is None:
+        if not self._weights:
             return self._names
-        first = random.choices(self._names, self._weights)[0]  # noqa: S311  no secret
-        return [first, *(name for name in self._names if name != first)]
+        # As if each had events at its rate, and the next ones were served in their order: if the
+        # first queue is empty, the others still are in proportion.
+        return sorted(self._names, key=lambda name: random.expovariate(self._weights[name]))
 
     @staticmethod
     def _complain(lost: Sequence[str]) -> None:

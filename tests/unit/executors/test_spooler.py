@@ -394,6 +394,17 @@ def test_a_job_is_submitted_even_if_nobody_could_be_woken(path, spooler, monkeyp
     assert f"the spoolers of {path} could not be woken: too many open files" in caplog.text
 
 
+def test_nobody_is_woken_before_uwsgi_would_run_what_was_written(path, peers, monkeypatch):
+    made = executor_of(FakeUwsgi(spoolers=(str(path),)))
+    made.submit([JOB])
+    (found,) = peers
+    asked = []
+    monkeypatch.setattr(module, "settle", lambda: asked.append((in_spool(path), found.asked)))
+    made.submit([JOB._replace(id="2")])
+    assert asked == [([JOB, JOB._replace(id="2")], 1)]
+    assert found.asked == 2
+
+
 def test_a_place_that_was_known_before_the_fork_counts_the_others_anew(path, peers):
     uwsgi = FakeUwsgi(spoolers=(str(path), str(path)))
     made = executor_of(uwsgi)
