@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -36,6 +37,23 @@ def untraced():
     yield
     sys.settrace(traces[0])
     threading.settrace(traces[1])
+
+
+@pytest.fixture
+def sleeping_here(monkeypatch):
+    """Return what has this thread, when it is to sleep, call a function instead.
+
+    Not others: servers of other tests may be ending, in threads of their own.
+    """
+    sleep, ours = time.sleep, threading.get_ident()
+
+    def call_instead(function):
+        def chosen(seconds):
+            return function(seconds) if threading.get_ident() == ours else sleep(seconds)
+
+        monkeypatch.setattr(time, "sleep", chosen)
+
+    return call_instead
 
 
 @pytest.hookimpl(wrapper=True)

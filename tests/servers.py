@@ -34,11 +34,18 @@ def until(condition: Callable[[], object], why: Callable[[], str]) -> None:
         time.sleep(0.02)
 
 
+_kept: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """Return a port on which nobody listens, and which nobody is given while we live."""
+    one = socket.socket()
+    # Bound, it is no other's, not even for the near end of a connection; and as long as it does
+    # not listen, a server that says this, too, can have it.
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind(("127.0.0.1", 0))
+    _kept.append(one)
+    return int(one.getsockname()[1])
 
 
 def bundled(package: str, path: str) -> str:

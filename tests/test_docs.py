@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.servers import free_port
 from tests.uwsgi_coverage import environment
 from uwsgi_tasks.model import TaskExecutor
 from uwsgi_tasks.settings import Settings
@@ -278,12 +278,6 @@ def test_the_examples_of_a_page_load_inside_uwsgi(page, tmp_path):
     )
     assert "Traceback" not in log, log
     assert "spawned uWSGI worker 1" in log, log
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

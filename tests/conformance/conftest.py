@@ -372,8 +372,8 @@ class Redis(Carrier):
         queues = self._queues(self.app)
         served = [(name, None) for name in queues.names()] or [("default", None)]
         consumer = self.app.consume(Consuming(queues=served))
-        consumer._waiter.close()
-        consumer._waiter = Restless(consumer)
+        consumer._supply._waiter.close()
+        consumer._supply._waiter = Restless(consumer)
         consumer.run()
 
     def wait(self, seconds):

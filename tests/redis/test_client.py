@@ -11,7 +11,9 @@ import pytest
 from tests import servers
 from tests.conformance.places import in_processes, in_threads, until
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
-from uwsgi_tasks.redis.client import Behind, Client, Script
+from uwsgi_tasks.redis.client import Client
+from uwsgi_tasks.redis.script import Script
+from uwsgi_tasks.redis.waiter import Behind
 
 SERVERS = ["redis_server", "redis_62", "redis_tls", "redis_cluster", "redis_sentinel"]
 KEY, LIST = "{uwsgi_tasks:test}:a", "{uwsgi_tasks:test}:list"

@@ -54,6 +54,18 @@ def server(redis_server):
     redis_server.flush()
 
 
+@contextmanager
+def beside(consumer):
+    """Have a worker run beside the test."""
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        consumer.stop()
+        thread.join()
+
+
 class Shop(App):
     """An app, and what a test does with it."""
 
@@ -80,8 +92,8 @@ class Shop(App):
     def work(self, *names, **consuming):
         """Run all that is due; return who has."""
         consumer = self.worker(*names, **consuming)
-        consumer._waiter.close()
-        consumer._waiter = Restless(consumer)
+        consumer._supply._waiter.close()
+        consumer._supply._waiter = Restless(consumer)
         consumer.run()
         return consumer
 
@@ -89,13 +101,8 @@ class Shop(App):
     def working(self, *names, **consuming):
         """Have a worker beside the test."""
         consumer = self.worker(*names, **consuming)
-        thread = threading.Thread(target=consumer.run)
-        thread.start()
-        try:
+        with beside(consumer):
             yield consumer
-        finally:
-            consumer.stop()
-            thread.join()
 
     def key(self, suffix, queue="default"):
         return f"{self.queues.root(queue)}:{suffix}"
@@ -699,9 +706,9 @@ def test_what_was_cancelled_while_it_ran_does_not_run_again(app, how):
 def eager(app, *names, **consuming):
     """A worker that takes many at a time from the start, as one does whose jobs are quick."""
     consumer = app.worker(*names, **consuming)
-    consumer._waiter.close()
-    consumer._waiter = Restless(consumer)
-    consumer._mean, consumer._batch = 1e-6, 100
+    consumer._supply._waiter.close()
+    consumer._supply._waiter = Restless(consumer)
+    consumer._supply._mean, consumer._supply._batch = 1e-6, 50
     return consumer
 
 
@@ -804,6 +811,157 @@ def test_what_was_claimed_ahead_behind_a_long_job_is_given_to_others(app):
     assert seen == [(handles[1].id, 0), (handles[2].id, 0)]
 
 
+def far_ahead(app, count, first):
+    """Submit *count* jobs to a worker that takes 20 and then 80; have the *first* one do that.
+
+    Return the worker, and where the arguments of the runs are noted.
+    """
+    runs = []
+
+    @app.declare
+    def send(number):
+        runs.append(number)
+        if number == 0:
+            first()
+
+    send.map(range(count))
+    consumer = eager(app)
+    consumer._supply._batch = 5
+    return consumer, runs
+
+
+def running_of(app, count):
+    """Wait until so many are claimed."""
+    until(lambda: app.queues.sizes("default").running == count)
+
+
+def test_what_comes_next_is_claimed_while_a_full_batch_runs(app):
+    consumer, runs = far_ahead(app, 150, lambda: running_of(app, 100))
+    consumer.run()
+    assert (runs, app.jobs(), app.letters()) == (list(range(150)), [], {})
+
+
+def test_what_was_claimed_while_others_ran_does_not_wait_for_a_long_one(app):
+    def others_take_it():
+        running_of(app, 1)
+        taken.extend(app.claim(1000))
+
+    taken = []
+    consumer, runs = far_ahead(app, 100, others_take_it)
+    consumer.run()
+    assert (runs, len(taken), {claim.crashes for claim in taken}) == ([0], 99, {0})
+    assert app.letters() == {}
+
+
+def test_a_worker_that_stops_gives_back_what_it_never_heard_of(app):
+    def stop():
+        running_of(app, 100)
+        consumer.stop()
+
+    consumer, runs = far_ahead(app, 100, stop)
+    consumer.run()
+    assert (runs, app.queues.sizes("default")) == ([0], (99, 0, 0))
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_what_the_step_ahead_was_to_do_is_done_though_its_answer_was_lost(app, is_done):
+    consumer, runs = far_ahead(app, 300, lambda: None)
+    step, left = consumer._supply._next, [1, 2]
+    ask, hear = step.ask, step.hear
+
+    def lossy_ask(words):
+        if left == [2] and not is_done:
+            left.clear()
+            raise RedisAway("it was never sent")
+        ask(words)
+
+    def lossy_hear():
+        reply = hear()
+        if len(left) == 1 and is_done:
+            left.clear()
+            raise RedisAway("the answer was lost")
+        del left[:1]
+        return reply
+
+    step.ask, step.hear = lossy_ask, lossy_hear
+    with beside(consumer):
+        until(lambda: not any(app.queues.sizes("default")))
+    assert (sorted(runs), app.jobs(), left) == (list(range(300)), [], [])
+
+
+def test_a_redis_that_has_forgotten_the_scripts_is_told_the_step_ahead_once_more(app):
+    consumer, runs = far_ahead(app, 300, lambda: None)
+    ask, asked = consumer._supply._next.ask, []
+
+    def forgetful(words):
+        if len(asked) < 2:
+            app.queues.client.call("SCRIPT", "FLUSH")
+        asked.append(words)
+        ask(words)
+
+    consumer._supply._next.ask = forgetful
+    with beside(consumer):
+        until(lambda: not any(app.queues.sizes("default")))
+    assert (sorted(runs), app.jobs()) == (list(range(300)), [])
+    assert len(asked) > 2
+
+
+def test_what_was_heard_of_too_late_is_left_to_who_has_it(app):
+    """As after a process has stood still: the lease began when Redis took the step."""
+    runs = []
+
+    @app.declare(lease=1)
+    def send(number):
+        runs.append(number)
+
+    send.map(range(30))
+    consumer = eager(app)
+    consumer._supply._batch = 5
+    hear, stolen = consumer._supply._next.hear, []
+
+    def hear_late():
+        if not stolen:
+            running_of(app, 30)
+            time.sleep(1.1)
+            stolen.extend(app.claim(1000) or app.claim(1000))
+        return hear()
+
+    consumer._supply._next.hear = hear_late
+    consumer.run()
+    assert len(stolen) >= 1
+    assert len(runs) == len(set(runs)) == 30 - len(stolen)
+
+
+def test_several_threads_run_what_was_claimed_while_others_ran(app):
+    runs = []
+
+    @app.declare
+    def send(number):
+        runs.append(number)
+        if number == 0:
+            until(lambda: len(runs) == 500)
+
+    send.map(range(500))
+    consumer = app.worker(threads=3)
+    consumer._supply._mean, consumer._supply._batch = 1e-6, 5
+    with beside(consumer):
+        until(lambda: not any(app.queues.sizes("default")))
+    assert (sorted(runs), app.jobs(), app.letters()) == (list(range(500)), [], {})
+
+
+def test_what_has_lost_its_worker_is_not_claimed_while_others_run(app):
+    """Whatever kills this process while they run would count against it."""
+    send, _ = noting(app)
+    send.map(range(10))
+    (lost,) = app.claim(1)
+    app.expire(lost.id)
+    words = app.queues.question(["default"], 5, "own:1", is_ahead=True)
+    assert app.queues.client.call(*words)[1] == []
+    (alone,) = app.queues.step(["default"], [], 5, "own:2").claims
+    assert alone.id == lost.id
+    assert len(app.queues.client.call(*words)[1]) == 5 * 5
+
+
 def test_who_sleeps_gets_the_job_with_the_news(app, server):
     counts = []
 
@@ -830,7 +988,7 @@ def test_who_sleeps_gets_the_job_with_the_news(app, server):
 
 def unheard_of(consumer, then):
     """Have the first claim behind a wait be one of which the worker never hears."""
-    waiter, lines = consumer._waiter, []
+    waiter, lines = consumer._supply._waiter, []
     wait = waiter.wait
 
     def lose(seconds):
@@ -851,7 +1009,7 @@ def unheard_of(consumer, then):
 def test_what_was_claimed_for_who_stops_in_that_moment_is_given_back(app):
     send, runs = noting(app)
     consumer = app.worker("default")
-    wait = consumer._waiter.wait
+    wait = consumer._supply._waiter.wait
 
     def stop_meanwhile(seconds):
         wait(0.01)
@@ -860,7 +1018,7 @@ def test_what_was_claimed_for_who_stops_in_that_moment_is_given_back(app):
         consumer.stop()
         return False
 
-    consumer._waiter.wait = stop_meanwhile
+    consumer._supply._waiter.wait = stop_meanwhile
     consumer.run()
     assert (runs, app.queues.sizes("default")) == ([], (1, 0, 0))
 
@@ -873,7 +1031,7 @@ def test_what_redis_claims_later_for_a_connection_that_is_gone_is_given_back(app
     thread.start()
     until(lambda: lines)
     # Its token was given back once, before anything was claimed with it.
-    until(lambda: consumer._failed_steps and consumer._reclaim_at)
+    until(lambda: consumer._supply._unheard and consumer._supply._reclaim_at)
     send(1)
     until(lambda: runs == [1])
     consumer.stop()

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from datetime import timedelta
 
 import pytest
@@ -110,13 +109,8 @@ def test_a_predicate_that_raises_ends_the_loop_without_raising(declare, retry):
     assert (attempt.state, type(attempt.exception)) == (FAILED, PredicateFailed)
 
 
-def test_each_says_how_long_to_sleep_and_nobody_sleeps(declare, monkeypatch):
-    def nobody(_seconds):
-        # Servers of other tests may be ending, in threads of their own.
-        if threading.current_thread() is threading.main_thread():
-            pytest.fail("it slept")
-
-    monkeypatch.setattr(time, "sleep", nobody)
+def test_each_says_how_long_to_sleep_and_nobody_sleeps(declare, sleeping_here):
+    sleeping_here(lambda _: pytest.fail("it slept"))
     retry = Retry(attempts=6, delay=100, backoff=2)
     waits = [attempt.wait for attempt in declare(fail, retry=retry).attempts()]
     assert waits[-1] is None

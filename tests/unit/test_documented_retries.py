@@ -204,9 +204,9 @@ def test_a_predicate_that_raises_fails_as_the_page_shows(page, queue, ask):
 
 
 @pytest.fixture
-def slept(monkeypatch):
+def slept(sleeping_here):
     got = []
-    monkeypatch.setattr(time, "sleep", got.append)
+    sleeping_here(got.append)
     return got
 
 

@@ -45,11 +45,11 @@ class Tracker:
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch, sleeping_here):
     """A time that passes only where somebody sleeps; the pauses are in its list."""
     pauses = []
     monkeypatch.setattr(time, "monotonic", lambda: sum(pauses))
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    sleeping_here(pauses.append)
     return pauses
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from uwsgi_tasks import ledger as module
 from uwsgi_tasks.codec import decode_value, encode_value
 from uwsgi_tasks.errors import ResultNotKept, StoreError
 from uwsgi_tasks.ledger import Ledger, read_outcome
@@ -316,7 +315,7 @@ def test_another_key_is_free(ledger, other):
     assert ledger.claim(UNIQUE._replace(id="3f-3", **other)) is None
 
 
-def test_who_comes_second_waits_until_the_first_is_submitted(ledger, monkeypatch):
+def test_who_comes_second_waits_until_the_first_is_submitted(ledger, sleeping_here):
     ledger.claim(UNIQUE)
     pauses = []
 
@@ -325,14 +324,14 @@ def test_who_comes_second_waits_until_the_first_is_submitted(ledger, monkeypatch
         if len(pauses) == 3:
             ledger.confirm(UNIQUE)
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
+    sleeping_here(sleep)
     assert ledger.claim(UNIQUE._replace(id="3f-3")) == "3f-2"
     assert len(pauses) == 3
 
 
-def test_who_comes_second_has_the_key_if_the_first_was_not_submitted(ledger, monkeypatch):
+def test_who_comes_second_has_the_key_if_the_first_was_not_submitted(ledger, sleeping_here):
     ledger.claim(UNIQUE)
-    monkeypatch.setattr(module.time, "sleep", lambda _: ledger.release("3f-2"))
+    sleeping_here(lambda _: ledger.release("3f-2"))
     assert ledger.claim(UNIQUE._replace(id="3f-3")) is None
 
 

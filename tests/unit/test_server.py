@@ -377,10 +377,10 @@ def test_the_master_sends_before_its_mules_are_there():
     assert len(uwsgi.messages) == 1
 
 
-def test_a_starting_server_is_given_time_until_its_mules_are_there(monkeypatch):
+def test_a_starting_server_is_given_time_until_its_mules_are_there(sleeping_here):
     found, uwsgi = with_mules()
     uwsgi.started_on = int(time.time())
-    monkeypatch.setattr(time, "sleep", lambda _seconds: uwsgi.fork(found, "mule", 1))
+    sleeping_here(lambda _seconds: uwsgi.fork(found, "mule", 1))
     found.mule_message(b"job", None)
     assert len(uwsgi.messages) == 1
 

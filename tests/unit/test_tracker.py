@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from uwsgi_tasks import tracker as module
 from uwsgi_tasks.codec import encode_value
 from uwsgi_tasks.errors import (
     ConfigurationError,
@@ -260,7 +259,7 @@ def test_a_job_that_was_only_asked_may_run_to_its_end(tracker, executor, books):
 
 
 @pytest.fixture
-def later(monkeypatch):
+def later(monkeypatch, sleeping_here):
     """Have something happen when somebody has slept so often; time passes while he does."""
     now, actions = [0.0], {}
     naps = []
@@ -271,7 +270,7 @@ def later(monkeypatch):
         now[0] += 1
         actions.pop(len(naps), lambda: None)()
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
+    sleeping_here(sleep)
     return actions
 
 

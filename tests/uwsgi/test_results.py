@@ -177,11 +177,11 @@ def test_a_job_that_is_behind_another_one_is_queued(server, app):
     assert second.result(30) == 2
 
 
-def test_who_waits_looks_less_and_less_often(server, app, monkeypatch):
+def test_who_waits_looks_less_and_less_often(server, app, sleeping_here):
     handle = submitted(server, app, "pass_gate('watched')")
     assert handle.wait(30, until=State.RUNNING)
     pauses, sleep = [], time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), sleep(seconds)))
+    sleeping_here(lambda seconds: (pauses.append(seconds), sleep(seconds)))
     assert not handle.wait(3)
     server.open_gate("watched")
 

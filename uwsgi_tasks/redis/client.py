@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,99 +17,22 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from uwsgi_tasks.errors import ConfigurationError, RedisAway
-from uwsgi_tasks.redis.line import Line, Refused, UnknownScript
+from uwsgi_tasks.redis.address import EXAMPLES, parse
+from uwsgi_tasks.redis.line import FAILURES, Line, Refused, UnknownScript
 from uwsgi_tasks.redis.script import Reply, Script, Word
-
-__all__ = ["Behind", "Client", "Reply", "Script", "Waiter", "Word"]
+from uwsgi_tasks.redis.waiter import Behind, Waiter
 
 _DEFAULTS = {"socket_connect_timeout": 5.0, "socket_timeout": 15.0}
 """Seconds; the URL may say otherwise, as in ``?socket_timeout=5``."""
 _TRUSTED = 1.0
 """Seconds without use after which a connection is looked at before it is used again."""
-_BLOCKED = 25
-"""Seconds for which Redis holds a question open; it is put again then, so that a peer which is
-gone without a word is noticed."""
-_SILENT = 5.0
-"""Seconds more, after which a question that was not answered is taken to be lost."""
 _NO_LIMIT = 2**31
 """Connections that a pool of redis-py may make: ours are never given back, and it counts all."""
-_FAILURES = (Refused, redis.RedisError, redis.exceptions.RedisClusterException, OSError)
-"""The third is none of the second."""
+_FAILURES = (*FAILURES, redis.RedisError, redis.exceptions.RedisClusterException)
+"""The last is none of those before it."""
 _UNKNOWN = (UnknownScript, redis.exceptions.NoScriptError)
-_SINGLE = {"redis", "rediss", "unix", "valkey", "valkeys"}
-_MANY = {"sentinel": 26379, "cluster": 6379}
-"""The kinds of several servers, and where they listen by default."""
-_EXAMPLES = (
-    "redis://host:6379/0, rediss:// with TLS, unix:///path?db=0, "
-    "redis+sentinel://host1:26379,host2:26379/name/0 or redis+cluster://host1:6379,host2:6379"
-)
-
 
 _ANYTHING = Script("return redis.call(unpack(ARGV))")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Address:
-    """What a URL says."""
-
-    kind: str
-    """``single``, ``sentinel`` or ``cluster``."""
-    url: str
-    """Of one server: as redis-py reads it."""
-    hosts: Sequence[tuple[str, int]] = ()
-    name: str = ""
-    """What the Sentinels call their master."""
-    shown: str = ""
-    """Without a password."""
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        is_cut = "@" in url and "@" not in parts.netloc and parts.scheme != "unix"
-        if not is_cut and not parts.fragment and ("," in parts.netloc or parts.port != 0):
-            return parts
-    except ValueError:
-        # Not with what it says: that may be a part of the password.
-        pass
-    raise ConfigurationError(
-        "the URL of Redis cannot be read; a password has %23 for #, %2F for /, %3F for ?, and "
-        f"%40 for @: {_EXAMPLES}"
-    )
-
-
-def _parsed(url: str) -> _Address:
-    parts = _split(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    if kind == "" and scheme in _MANY:
-        scheme, kind = "redis", scheme
-    if scheme not in _SINGLE or not (kind == "" or kind in _MANY):
-        raise ConfigurationError(
-            f"no Redis is at a URL that begins with {parts.scheme}: {_EXAMPLES}"
-        )
-    scheme = scheme.replace("valkey", "redis")
-    account, at, places = parts.netloc.rpartition("@")
-    shown = f"{parts.scheme}://{places}{parts.path}"
-    if not kind:
-        return _Address(kind="single", url=f"{scheme}{url[len(parts.scheme) :]}", shown=shown)
-    hosts = []
-    for place in places.split(","):
-        try:
-            found = urlsplit(f"//{place}")
-            hosts.append((found.hostname or "localhost", found.port or _MANY[kind]))
-        except ValueError as error:
-            raise ConfigurationError(f"{shown}: {place!r} is no host: {_EXAMPLES}") from error
-    path = [part for part in parts.path.split("/") if part]
-    name = unquote(path.pop(0)) if kind == "sentinel" and path else ""
-    if kind == "sentinel" and not name:
-        raise ConfigurationError(f"{shown}: which master? {_EXAMPLES}")
-    if kind == "cluster" and path not in ([], ["0"]):
-        raise ConfigurationError(f"{shown}: a cluster has database 0 alone")
-    rest = "/".join(path)
-    query = f"?{parts.query}" if parts.query else ""
-    # Each of the servers, as redis-py would read it: account, database and options.
-    one = f"{scheme}://{account}{at}localhost/{rest}{query}"
-    return _Address(kind=kind, url=one, hosts=hosts, name=name, shown=shown)
 
 
 class Client:
@@ -123,7 +44,7 @@ class Client:
     """
 
     def __init__(self, url: str) -> None:
-        self._address = address = _parsed(url)
+        self._address = address = parse(url)
         self.shown = address.shown
         """The URL, without a password."""
         self.is_cluster = address.kind == "cluster"
@@ -133,7 +54,7 @@ class Client:
         try:
             self._options = self._read_options(address.url)
         except (ValueError, TypeError, redis.RedisError) as error:
-            raise ConfigurationError(f"{address.shown}: {error}: {_EXAMPLES}") from error
+            raise ConfigurationError(f"{address.shown}: {error}: {EXAMPLES}") from error
 
     @staticmethod
     def _read_options(url: str) -> dict[str, Any]:
@@ -346,11 +267,11 @@ class Client:
         """
         return Waiter(self, keys, None if self.is_cluster else behind)
 
-    def _blocking(self, keys: Sequence[str]) -> Iterable[tuple[Line, Sequence[str]]]:
+    def lines_to(self, keys: Sequence[str]) -> Iterable[tuple[Line, Sequence[str]]]:
         """Return connections of the caller's own, each with those of *keys* that it serves."""
-        if not self.is_cluster:
-            return [(self._open(), list(keys))]
         with self._guarded():
+            if not self.is_cluster:
+                return [(self._open(), list(keys))]
             # One question may name keys of one slot alone.
             return [(self._open_to(self._cluster().get_node_from_key(key)), [key]) for key in keys]
 
@@ -360,190 +281,8 @@ class Client:
         found.connect()
         return Line(found)
 
-    def _forget_nodes(self) -> None:
+    def forget_nodes(self) -> None:
         """Find out anew which server has what: one has failed, or moved."""
         if self.is_cluster:
             with contextlib.suppress(*_FAILURES):
                 self._cluster().nodes_manager.initialize()
-
-
-def _reply_of_script(line: Line) -> Reply:
-    try:
-        return line.read()
-    except UnknownScript:
-        return None
-
-
-class Behind(NamedTuple):
-    """A command that follows a wait: Redis runs it in the moment in which the wait ends."""
-
-    words: Callable[[], Sequence[Word]]
-    """Return it, for the next wait."""
-    hear: Callable[[Reply], None]
-    """Take its reply; None if it is a script that Redis does not know."""
-
-
-class Waiter:
-    """Waits until somebody pushes to one of the lists at *keys*, or calls `wake`.
-
-    It waits by the process's own clock: Redis ends a wait only when it looks at its own timers,
-    up to 50 ms late. For one thread; `wake` may be called by any, and by the handler of a signal.
-
-    With a command *behind* it, who is woken need not ask for what has woken it: the answer comes
-    with the news. Each `wait` that says False is to be followed by `withdraw`, or `reset`, whose
-    caller never learns whether that command was run.
-    """
-
-    def __init__(self, client: Client, keys: Sequence[str], behind: Behind | None = None) -> None:
-        self._client, self._behind = client, behind
-        self._own = f"{keys[0]}:{os.urandom(6).hex()}"
-        """A list to which nobody but us pushes."""
-        self._keys = keys if behind is None else [*keys, self._own]
-        self._told: str | None = None
-        """The list that has ended the last wait."""
-        self._asked: dict[int, tuple[Line, Sequence[str], float]] = {}
-        """By file number: connections that hold a question, its keys, and when it was put."""
-        self._answered: list[tuple[Line, Sequence[str]]] = []
-        self._poll = select.poll()
-        self._hears, self._calls = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._poll.register(self._hears, select.POLLIN)
-
-    def wake(self) -> None:
-        """End the wait, or the next one, at once."""
-        with contextlib.suppress(OSError):
-            os.write(self._calls, b"!")
-
-    def wait(self, seconds: float) -> bool:
-        """Wait; True if something was pushed, or what is behind was run.
-
-        Raises RedisAway: the next call asks anew.
-        """
-        end = time.monotonic() + seconds
-        try:
-            while True:
-                now = time.monotonic()
-                self._ask(end - now)
-                silent = min(put + _BLOCKED + _SILENT for _, _, put in self._asked.values())
-                left = min(end, silent) - now
-                ready = self._poll.poll(max(0.0, left * 1000))
-                if any(number == self._hears for number, _ in ready):
-                    with contextlib.suppress(OSError):
-                        os.read(self._hears, 1000)
-                    return False
-                if self._read([number for number, _ in ready]):
-                    return True
-                now = time.monotonic()
-                if now >= end:
-                    return False
-                if now >= silent:
-                    raise ConnectionError("it does not answer")
-        except _FAILURES as error:
-            self._fail()
-            raise self._client.away(error) from error
-        except RedisAway:
-            self._fail()
-            raise
-
-    def _ask(self, seconds: float) -> None:
-        if any(line.is_broken() for line, _ in self._answered):
-            self._fail()
-        # Not as soon as they were answered: whoever was woken has something to do first.
-        while self._answered:
-            self._put(*self._answered[-1], seconds)
-            self._answered.pop()
-        if self._asked:
-            return
-        for line, keys in self._client._blocking(self._keys):  # noqa: SLF001  its other half
-            self._put(line, keys, seconds)
-
-    def _put(self, line: Line, keys: Sequence[str], seconds: float) -> None:
-        # No longer than we wait: then what comes is to wake somebody else. 0 would be for ever.
-        most = min(_BLOCKED, max(seconds, 0.01))
-        if self._behind is None:
-            line.send([("BLPOP", *keys, most)])
-        else:
-            # Withdrawn when we have waited, which Redis would find out later.
-            line.send([("BLPOP", *keys, most + 1), self._behind.words()])
-        number = line.fileno()
-        self._asked[number] = line, keys, time.monotonic()
-        self._poll.register(number, select.POLLIN)
-
-    def _read(self, numbers: Sequence[int]) -> bool:
-        """Read the answers that have come; True if one says that something was pushed."""
-        is_pushed = False
-        for number in numbers:
-            line, keys, _ = self._asked[number]
-            if not line.arrives():
-                continue
-            reply = line.read()
-            self._told = None if reply is None else reply[0].decode()
-            if self._behind is not None:
-                self._behind.hear(_reply_of_script(line))
-            is_pushed = is_pushed or reply is not None or self._behind is not None
-            del self._asked[number]
-            self._poll.unregister(number)
-            self._answered.append((line, keys))
-        return is_pushed
-
-    def withdraw(self, seconds: float = _SILENT) -> None:
-        """End what was asked: then nothing is done behind it for which nobody waits.
-
-        What is behind is run, and heard. Raises RedisAway if that is not so after *seconds*: then
-        it may be run at any time until Redis has noticed that we are gone, or the wait is over.
-        """
-        if self._behind is None or not self._asked:
-            return
-        (number,) = self._asked
-        end = time.monotonic() + seconds
-        answer = select.poll()
-        answer.register(number, select.POLLIN)
-        try:
-            self._push(seconds)
-            while True:
-                left = end - time.monotonic()
-                if left <= 0:
-                    raise ConnectionError("it does not answer")
-                if answer.poll(left * 1000) and self._read([number]):
-                    break
-            if self._told != self._own:
-                # Something else was faster.
-                self._client.call_within(seconds, "DEL", self._own)
-        except _FAILURES as error:
-            self._fail()
-            with contextlib.suppress(RedisAway):
-                # It may be there, and nobody else takes it.
-                self._client.call_within(seconds, "DEL", self._own)
-            raise self._client.away(error) from error
-        except RedisAway:
-            self._fail()
-            raise
-
-    def _push(self, seconds: float) -> None:
-        try:
-            self._client.call_within(seconds, "RPUSH", self._own, "1")
-        except RedisAway as error:
-            # It is full, say. Soon the wait is over by itself.
-            if not isinstance(error.__cause__, Refused):
-                raise
-
-    def _fail(self) -> None:
-        self.reset()
-        self._client._forget_nodes()  # noqa: SLF001  its other half
-
-    def reset(self) -> None:
-        """Let go of all connections."""
-        for number, (line, _, _) in self._asked.items():
-            with contextlib.suppress(OSError, KeyError):
-                self._poll.unregister(number)
-            with contextlib.suppress(*_FAILURES):
-                line.close()
-        for line, _ in self._answered:
-            with contextlib.suppress(*_FAILURES):
-                line.close()
-        self._asked, self._answered = {}, []
-
-    def close(self) -> None:
-        """Let go of all that it has."""
-        self.reset()
-        for number in (self._hears, self._calls):
-            os.close(number)

@@ -6,29 +6,21 @@ import logging
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, groupby
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 from uwsgi_tasks import interrupts, log_lines
 from uwsgi_tasks.errors import RedisAway, shown
 from uwsgi_tasks.executors import Consuming, Receiver
-from uwsgi_tasks.redis.client import Behind
 from uwsgi_tasks.redis.gate import Gate
 from uwsgi_tasks.redis.handling import Handling
-from uwsgi_tasks.redis.holdings import Held, Holdings, by_queue
+from uwsgi_tasks.redis.holdings import Held, Holdings
 from uwsgi_tasks.redis.presence import Presence
-from uwsgi_tasks.redis.queues import End, Queues, Step, read_step
-from uwsgi_tasks.redis.script import Reply, Word
+from uwsgi_tasks.redis.queues import Queues
+from uwsgi_tasks.redis.supply import Supply
 from uwsgi_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_MOST = 100
-"""Jobs that one step claims, at most."""
-_AHEAD = 0.02
-"""Seconds of work that are claimed ahead: no job waits for longer behind another one."""
 _STUCK = 0.1
 """Seconds after which what was claimed ahead, and nobody gets to, is given back."""
 _TICK = 0.02
@@ -41,19 +33,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
-_SOON = 1.0
-"""Seconds in which Redis is to answer a worker that stops."""
-_LATE = _IDLE + 3.0
-"""Seconds after which Redis has ended each wait of ours by itself, though nobody has told it."""
-_LOOK_AGAIN = 1.0
-"""Seconds between two looks for what was claimed so late."""
-_WEIGHT = 0.1
-"""Of the last run, in the mean of how long they take."""
 _DONE, _STUCK_JOB = 0, 75
 """What a worker's process ends with; after the second one, another takes its place."""
-
-
-_Thing = TypeVar("_Thing")
 
 
 class Consumer:
@@ -74,37 +55,25 @@ class Consumer:
     ) -> None:
         self._queues, self._receiver, self._settings = queues, receiver, settings
         self._consuming = consuming
-        self._names = [name for name, _ in consuming.queues]
-        self._weights = {name: weight for name, weight in consuming.queues if weight is not None}
-        self._presence = Presence(queues, self._names, consuming.threads, tasks)
+        self._presence = Presence(
+            queues, [name for name, _ in consuming.queues], consuming.threads, tasks
+        )
         self.name = self._presence.name
-        self._numbers = count(1)
-        # Who dies with several of them has been killed by one that nobody can tell.
-        self._mark = "+" if consuming.threads > 1 else ""
+        self._is_shared = consuming.threads > 1
         self.holdings = Holdings(queues, consuming.threads, self._note_away)
         self._running, self._ahead = self.holdings.running, self.holdings.ahead
-        self._ends: deque[End] = deque()
-        self._handling = Handling(queues, receiver, settings, self._ends)
-        self._mean = _AHEAD
-        self._batch = 1
+        self._supply = Supply(
+            queues, consuming.queues, self.name, self._ahead, is_shared=self._is_shared
+        )
+        self._handling = Handling(queues, receiver, settings, self._supply.ends)
         self._gate = Gate()
         self._lead = threading.Lock()
-        self._waits = 0
-        """How often one of them has waited in Redis."""
         self._idle: set[int] = set()
-        self._waiter = queues.waiter(self._names, Behind(self._ask, self._hear))
-        self._asked: tuple[Sequence[str], str] | None = None
-        """The queues and the token of the claim that follows a wait, until its reply is known."""
         self._hurry = threading.Event()
         self._stopping = False
         self._stop_by = float("inf")
         self._over = threading.Event()
         self._away = threading.Lock()
-        self._failed_steps: deque[tuple[str, float]] = deque()
-        """The tokens of claims of which we were never told, and until when they may be made."""
-        self._reclaim_at = 0.0
-        self._unwanted: list[Held] = []
-        """What could not be given back while Redis was away."""
         self._is_away = False
         self._pause = _FIRST_PAUSE
         self.is_recycled = False
@@ -145,7 +114,7 @@ class Consumer:
         self._over.set()
         self._hurry.set()
         keeper.join()
-        self._waiter.close()
+        self._supply.close()
 
     def stop(self, grace: float | None = None) -> None:
         """Take no more; what runs has *grace* seconds. May be called by the handler of a signal."""
@@ -155,7 +124,7 @@ class Consumer:
         # Later, the thread that it interrupts may have the lock of this event.
         if not self._over.is_set():
             self._hurry.set()
-        self._waiter.wake()
+        self._supply.wake()
 
     @property
     def ran(self) -> int:
@@ -173,7 +142,7 @@ class Consumer:
         ident, running = threading.get_ident(), self._running
         while (held := self._next()) is not None:
             running[number] = held
-            if self._mark and not self._may_begin(held):
+            if self._is_shared and not self._may_begin(held):
                 running[number] = None
                 continue
             held.ident = ident
@@ -184,9 +153,9 @@ class Consumer:
             except BaseException as error:  # noqa: BLE001
                 self._fail(held, error)
             running[number] = None
-            if self._mark:
+            if self._is_shared:
                 self._make_way()
-            self._mean += (time.monotonic() - began - self._mean) * _WEIGHT
+            self._supply.note_run(time.monotonic() - began)
             self._ran[number] += 1
             if self._consuming.max_jobs and self.ran >= self._consuming.max_jobs:
                 self._recycle(f"{self.ran} jobs")
@@ -195,7 +164,7 @@ class Consumer:
     def _limit(self) -> int:
         """How often its process may have died before a job is a dead letter."""
         limit = self._settings().crash_limit
-        return max(limit, _DOUBTS + 1) if self._mark else limit
+        return max(limit, _DOUBTS + 1) if self._is_shared else limit
 
     def _may_begin(self, held: Held) -> bool:
         """Wait until a job may begin; False if it is not to run here now, and is given back."""
@@ -205,7 +174,7 @@ class Consumer:
             may = self._gate.enter()
         if not (may or held.is_lost):
             try:
-                self._give_back([held])
+                self._supply.give_back([held])
             except RedisAway as error:
                 self._note_away(error)
         return may
@@ -214,7 +183,7 @@ class Consumer:
         if not self._gate.enter_alone(lambda: self._stopping or held.is_lost):
             return False
         # Nothing more is to come here meanwhile.
-        self._waiter.wake()
+        self._supply.wake()
         try:
             held.is_lost = not self._queues.runs_alone(held.claim)
         except RedisAway as error:
@@ -238,132 +207,66 @@ class Consumer:
             if self._gate.is_closed:
                 time.sleep(_TICK)
                 continue
-            held = self._popped() or self._fetch()
+            held = self._supply.popped() or self._fetch()
             if held is None:
                 continue
             if self._ahead and self._idle:
                 # Somebody waits in Redis for what lies here.
-                self._waiter.wake()
+                self._supply.wake()
             if held.expires_at > time.monotonic() or self._is_ours_still(held):
                 return held
         self._flush()
         return None
 
-    def _popped(self) -> Held | None:
-        try:
-            return self._ahead.popleft()
-        except IndexError:
-            return None
-
     def _fetch(self) -> Held | None:
         """Take a step; wait if it brings nothing."""
-        batch = self._batch = self._size()
-        waits = self._waits
+        sleeps = self._supply.sleeps
         try:
-            wait = self._step(batch)
+            wait = self._step()
         except RedisAway as error:
             self._wait_for_redis(error)
             return None
-        held = self._popped()
+        held = self._supply.popped()
         if held is not None:
             return held
-        self._batch = 1
         self._idle.add(threading.get_ident())
         try:
             # One of them waits in Redis, the others for that one.
             with self._lead:
-                if waits != self._waits and not self._ahead:
+                if sleeps != self._supply.sleeps and not self._ahead:
                     # It was told of something of which our step, before that, knew nothing.
                     wait = self._step(1)
                 if not (self._ahead or self._stopping):
-                    self._sleep(_IDLE if wait is None else min(wait, _IDLE))
+                    self._supply.sleep(
+                        _IDLE if wait is None else min(wait, _IDLE), lambda: self._stopping
+                    )
         except RedisAway as error:
             self._wait_for_redis(error)
         finally:
             self._idle.discard(threading.get_ident())
         return None
 
-    def _size(self) -> int:
-        """Return how many jobs the next step may claim."""
-        return int(min(_MOST, max(1, _AHEAD / max(self._mean, 1e-6)), self._batch * 4))
-
-    def _sleep(self, seconds: float) -> None:
-        """Wait in Redis, which claims what comes in the moment in which it does."""
-        try:
-            if self._waiter.wait(seconds):
-                return
-            if self._stopping:
-                self._waiter.withdraw(_SOON)
-            else:
-                self._waiter.withdraw()
-        finally:
-            self._waits += 1
-            if self._asked is not None:
-                self._forget_question(self._asked[1])
-                self._asked = None
-                self._waiter.reset()
-
-    def _forget_question(self, token: str) -> None:
-        """Note that we shall never be told what a question has claimed, or claims yet."""
-        self._failed_steps.append((token, time.monotonic() + _LATE))
-
-    def _ask(self) -> Sequence[Word]:
-        """Return the step that Redis is to take when there is something."""
-        queues, token = self._order(), self._token()
-        self._asked = queues, token
-        return self._queues.question(queues, self._size(), token)
-
-    def _hear(self, reply: Reply) -> None:
-        if self._asked is not None and reply is not None:
-            self._take(read_step(*self._asked, reply))
-        self._asked = None
-
-    def _step(self, most: int) -> float | None:
-        """Tell Redis what has ended, and claim up to *most* jobs; return how long to wait."""
+    def _step(self, most: int | None = None) -> float | None:
+        """Take a step, which claims up to *most* jobs; return how long to wait."""
         settings = self._settings()
         if settings.store_url == settings.redis:
             # Who waits for a job's end looks for its result then. One that is full takes none, and
             # has room again when jobs have ended.
             self._receiver.catch_up()
-        ends = list(_drained(self._ends))
-        token = self._token()
-        try:
-            step = self._queues.step(self._order(), ends, most, token)
-        except BaseException:
-            self._ends.extendleft(reversed(ends))
-            # What it may have claimed for us, we shall never be told.
-            self._failed_steps.append((token, 0.0))
-            raise
-        self._take(step)
+        step = self._supply.step(most)
         if self._is_away:
             self._welcome_redis()
         elif step.lost:
             self._complain(step.lost)
         return step.wait
 
-    def _token(self) -> str:
-        """Return what the next claim is made with."""
-        return f"{self.name}:{next(self._numbers)}{self._mark}"
-
-    def _take(self, step: Step) -> None:
-        now = time.monotonic()
-        self._ahead.extend(Held(claim, now) for claim in step.claims)
-
     def _flush(self) -> None:
         """Tell Redis what has ended."""
-        if self._ends:
+        if self._supply.ends:
             try:
                 self._step(0)
             except RedisAway as error:
                 self._note_away(error)
-
-    def _order(self) -> Sequence[str]:
-        """Return the queues in the order in which they are served now."""
-        if not self._weights:
-            return self._names
-        # As if each had events at its rate, and the next ones were served in their order: if the
-        # first queue is empty, the others still are in proportion.
-        return sorted(self._names, key=lambda name: random.expovariate(self._weights[name]))
 
     @staticmethod
     def _complain(lost: Sequence[str]) -> None:
@@ -384,7 +287,7 @@ class Consumer:
         """
         if isinstance(error, RedisAway):
             held.ident = 0
-            self._unwanted.append(held)
+            self._supply.give_back_later(held)
             self._note_away(error)
             return
         log.error(
@@ -415,29 +318,10 @@ class Consumer:
     def _welcome_redis(self) -> None:
         """Go on where we were, and give back what was claimed for us without our knowing."""
         with self._away:
-            self._give_back_all()
+            self._supply.give_back_all()
             if self._is_away:
                 self._is_away = False
                 log.info("Redis is back")
-
-    def _give_back_all(self) -> None:
-        """Give back what is ours, and nobody here runs or knows of."""
-        self._give_back_unknown()
-        unwanted, self._unwanted = self._unwanted, []
-        self._give_back(unwanted)
-
-    def _give_back_unknown(self) -> None:
-        """Give back what steps may have claimed whose answers were lost."""
-        failed, now = list(_drained(self._failed_steps)), time.monotonic()
-        self._reclaim_at = now + _LOOK_AGAIN
-        try:
-            for name in self._names if failed else ():
-                self._queues.reclaim(name, [token for token, _ in failed])
-        except BaseException:
-            self._failed_steps += failed
-            raise
-        # Redis may not have noticed yet that nobody waits for them.
-        self._failed_steps += [(token, until) for token, until in failed if until > now]
 
     # ---- the thread that looks after leases -------------------------------------------------
 
@@ -464,13 +348,13 @@ class Consumer:
         try:
             self._flush()
             self._tidy(time.monotonic())
-            self._give_back_all()
+            self._supply.give_back_all()
             self._presence.leave()
         except RedisAway as error:
             log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
 
     def _is_idle(self) -> bool:
-        return not (self._ahead or self._ends or any(self._running))
+        return not (self._ahead or self._supply.ends or any(self._running))
 
     def _announce(self) -> None:
         try:
@@ -489,39 +373,24 @@ class Consumer:
         try:
             self.holdings.touch([held])
         except RedisAway as error:
-            self._unwanted.append(held)
+            self._supply.give_back_later(held)
             self._note_away(error)
             return False
         return held.expires_at > time.monotonic()
 
     def _tidy(self, now: float) -> None:
         """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
-        if self._ends and not self._ahead:
+        if self._supply.ends and not self._ahead:
             self._flush()
-        if self._failed_steps and now > self._reclaim_at and not self._is_away:
-            self._give_back_unknown()
+        if not self._is_away:
+            self._supply.give_back_unheard()
+        self._complain(self._supply.land(0.0 if self._stopping else _STUCK).lost)
         first = next(iter(tuple(self._ahead)), None)
         if first is None or (now < first.since + _STUCK and not self._stopping):
             return
         if None in self._running and not (self._stopping or self._gate.is_closed):
             return
-        back = []
-        while True:
-            try:
-                back.append(self._ahead.pop())
-            except IndexError:
-                break
-        self._give_back(back[::-1])
-
-    def _give_back(self, held: Sequence[Held]) -> None:
-        # What runs, and does so once at most, is gone from Redis.
-        ours = [one for one in held if not one.is_taken_off]
-        try:
-            for _, group in groupby(sorted(ours, key=by_queue), key=by_queue):
-                self._queues.release([one.claim for one in group])
-        except RedisAway:
-            self._unwanted += held
-            raise
+        self._supply.give_back_ahead()
 
     # ---- the end ----------------------------------------------------------------------------
 
@@ -551,23 +420,14 @@ class Consumer:
         )
         # From now on no thread begins anything.
         self._stopping = True
-        if self._asked is not None:
-            self._forget_question(self._asked[1])
+        self._supply.forget_question()
         try:
             self._flush()
-            self._give_back([*left, *self._ahead])
-            self._give_back_all()
+            self._supply.land()
+            self._supply.give_back([*left, *self._ahead])
+            self._supply.give_back_all()
             self._presence.leave()
         except RedisAway as error:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))
         logging.shutdown()
         self._consuming.abandon(_STUCK_JOB if by_force else _DONE)
-
-
-def _drained(queue: deque[_Thing]) -> Iterator[_Thing]:
-    """Take out all that is in *queue*, to which other threads may add."""
-    while True:
-        try:
-            yield queue.popleft()
-        except IndexError:
-            return

@@ -32,9 +32,9 @@ class Held:
 
     __slots__ = ("asked_at", "claim", "deadline", "ident", "is_lost", "renewed_at", "since", "stop")
 
-    def __init__(self, claim: Claim, now: float) -> None:
+    def __init__(self, claim: Claim, now: float, claimed_at: float) -> None:
         self.claim = claim
-        self.renewed_at = self.since = now
+        self.since, self.renewed_at = now, claimed_at
         self.ident = 0
         """Of the thread that runs it."""
         self.stop = Stop.NOT

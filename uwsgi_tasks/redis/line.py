@@ -22,6 +22,10 @@ class UnknownScript(Refused):
     """Redis knows no script of this name."""
 
 
+FAILURES = (Refused, OSError)
+"""What a line raises."""
+
+
 class Line:
     """The conversation over a *connection* of redis-py, which has opened it, and closes it.
 

@@ -12,7 +12,8 @@
 --                           "p:id" -> progress; "u:id" -> since when its task was unknown
 -- root:wake           LIST  a token for each sleeping worker that is to look
 --
--- ARGV: how many jobs to claim; the token for them, new in each call, with a "+" at its end if the worker may run several of
+-- ARGV: how many jobs to claim, less than none for as many of those whose worker has not died (for who claims ahead, and
+--       runs others until it hears of them); the token for them, new in each call, with a "+" at its end if the worker may run several of
 --       them at the same time; the usual lease in milliseconds; then for each queue
 --       how many jobs have ended, how many go on, id and token of each that has ended,
 --       and id, token, next payload and its time (milliseconds, or "" for now) of each that goes on.
@@ -20,7 +21,8 @@
 -- from 0, the id, the payload, its crashes (-1: it was cancelled, and must not run), and its lease (0: whoever
 -- runs it ends it before); and in how many milliseconds there may be something to do (-1: nobody knows).
 
-local wanted, token, usual = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local wanted, token, usual = math.abs(tonumber(ARGV[1])), ARGV[2], tonumber(ARGV[3])
+local is_ahead = tonumber(ARGV[1]) < 0
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local lost, claimed = {}, {}
@@ -192,7 +194,7 @@ end
 
 local function take(root, number, most)
     -- A suspect is claimed alone: where there are others already, it is their turn to wait.
-    if #claimed > 0 and redis.call('EXISTS', root .. ':suspects') == 1 then return most end
+    if (#claimed > 0 or is_ahead) and redis.call('EXISTS', root .. ':suspects') == 1 then return most end
     local mark = (#claimed == 0 and string.sub(token, -1) ~= '+') and '!' or ''
     local suspect = redis.call('LPOP', root .. ':suspects')
     while suspect do

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from uwsgi_tasks.model import LEASE, Sizes
-from uwsgi_tasks.redis.client import Behind, Client, Waiter
+from uwsgi_tasks.redis.client import Client
 from uwsgi_tasks.redis.script import Reply, Script, Word, prefix
+from uwsgi_tasks.redis.waiter import Behind, Waiter
 
 DEFAULT = "default"
 """The queue of a job that names none."""
@@ -148,7 +149,7 @@ class Queues:
         In a cluster this is a step for each queue, up to the first one that has any; in all
         others it is one.
         """
-        places = list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
+        places = places_of(queues, ends)
         if not self.client.is_cluster:
             return self._step(places, ends, most, token)
         found = Step([], [], None)
@@ -164,20 +165,34 @@ class Queues:
         return found
 
     def _step(self, places: Sequence[str], ends: Sequence[End], most: int, token: str) -> Step:
+        roots, words = self._step_words(places, ends, most, token)
+        return read_step(places, token, self.client.run(self._STEP, roots, words))
+
+    def question(
+        self,
+        places: Sequence[str],
+        most: int,
+        token: str,
+        ends: Sequence[End] = (),
+        *,
+        is_ahead: bool = False,
+    ) -> Sequence[Word]:
+        """Return the command of a step whose reply `read_step` reads; all *ends* are of *places*.
+
+        *is_ahead*: no job is claimed whose worker has died; it is to run while nothing else does.
+        """
+        roots, words = self._step_words(places, ends, -most if is_ahead else most, token)
+        return ("EVALSHA", self._STEP.sha, len(roots), *roots, *words)
+
+    def _step_words(
+        self, places: Sequence[str], ends: Sequence[End], most: int, token: str
+    ) -> tuple[Sequence[Word], Sequence[Word]]:
         words: list[str | bytes | int] = [most, token, _milliseconds(LEASE)]
         for place in places:
             words += _said(
                 ends if len(places) == 1 else [end for end in ends if end.queue == place]
             )
-        roots = [self.root(place) for place in places]
-        return read_step(places, token, self.client.run(self._STEP, roots, words))
-
-    def question(self, queues: Sequence[str], most: int, token: str) -> Sequence[Word]:
-        """Return the command that claims up to *most* jobs, which is to follow a wait."""
-        roots = [self.root(queue) for queue in queues]
-        nothing = (0, 0) * len(queues)
-        head = (most, token, _milliseconds(LEASE))
-        return ("EVALSHA", self._STEP.sha, len(roots), *roots, *head, *nothing)
+        return [self.root(place) for place in places], words
 
     def touch(self, claims: Sequence[Claim]) -> list[int]:
         """Extend the leases of jobs of one queue by their length, from now.
@@ -299,6 +314,11 @@ class Queues:
             seen, *flat = self.client.run(self._PURGE, (self.root(queue),), (_PAGE,))
             for id_, payload in _rows(flat, 2):
                 yield _text(id_), payload
+
+
+def places_of(queues: Sequence[str], ends: Sequence[End]) -> Sequence[str]:
+    """Return *queues*, and behind them those of *ends* that are none of them."""
+    return list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
 
 
 def read_step(places: Sequence[str], token: str, reply: Reply) -> Step:

@@ -41,7 +41,7 @@ def runtime(script=None):
 
 
 @pytest.fixture
-def slept(monkeypatch, clock):
+def slept(sleeping_here, clock):
     """How long it slept, each time; the clock goes on meanwhile."""
     got = []
 
@@ -49,7 +49,7 @@ def slept(monkeypatch, clock):
         got.append(seconds)
         clock.advance(seconds)
 
-    monkeypatch.setattr(time, "sleep", sleep)
+    sleeping_here(sleep)
     return got
 
 
@@ -93,14 +93,14 @@ def test_no_attempt_begins_before_it_is_due(slept):
     assert early == [False] * 9
 
 
-def test_who_is_woken_too_early_goes_on_waiting(monkeypatch, clock):
+def test_who_is_woken_too_early_goes_on_waiting(sleeping_here, clock):
     slept = []
 
     def sleep(seconds):
         slept.append(seconds)
         clock.advance(seconds / 2 if len(slept) == 1 else seconds)
 
-    monkeypatch.setattr(time, "sleep", sleep)
+    sleeping_here(sleep)
     began = time.time()
     runtime({"1": until(2, 100)}).submit([JOB])
     assert len(slept) >= 2
