@@ -51,6 +51,8 @@ _PLAIN = tuple(Job._field_defaults[name] for name in Job._fields[_PLAIN_AT:_PLAI
 """Those fields of a job that wants no more than a run: each job is compared with them."""
 # A plain text: the hash of an enumeration's member is a call of Python code.
 _SUCCEEDED = State.SUCCEEDED.value
+_DONE = Result(state=State.SUCCEEDED, attempt=1)
+"""How most attempts end; it is made once, for it takes as long as a short task does."""
 _POLL = 1.0
 """Seconds between two looks into the store whether a running job is to be killed."""
 
@@ -181,6 +183,8 @@ class Worker:
         if raised is None and not asks and not _speaks(task, current):
             now = time.time()
             self._ledger.count(task.name, _SUCCEEDED, now - began, now)
+            if value is None and job.attempt == 1:
+                return _DONE, None
             return Result(state=State.SUCCEEDED, attempt=job.attempt, value=value), None
         job = self._unspoilt(current.job, payload, index)
         return self._settle(task, job, value, raised, began, bury=bury)

@@ -316,8 +316,10 @@ class Ledger:
         meter = Meter(
             folder, lambda counts: self._store().count(counts), lambda: self._place.is_near
         )
-        # Those run one job at a time, but for what they have threads for.
-        has_one = self._role() in {"spooler", "mule"}
+        # Those run one job at a time, but for what they have threads for; and so does a worker
+        # outside of uWSGI that has no threads.
+        role, is_main = self._role(), threading.current_thread() is threading.main_thread()
+        has_one = role in {"spooler", "mule"} or (is_main and not role)
         return meter.add if has_one else meter.add_from_any_thread
 
 

@@ -59,6 +59,7 @@ _FIELDS = {
     name: (Job._fields.index(name), kinds, *_RANGES.get(words, (None, None)))
     for name, (kinds, words) in _KINDS.items()
 }
+_SPACES = " \t\n\r"
 _BLANK = ["", "", *(Job._field_defaults[name] for name in Job._fields[2:])]
 
 
@@ -66,7 +67,7 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(f"there is no {word}")
 
 
-_scan = json.JSONDecoder(parse_constant=_refuse).decode
+_decoder = json.JSONDecoder(parse_constant=_refuse)
 """Reads JSON, and not what Python's own writes beside it: NaN and Infinity."""
 
 
@@ -135,7 +136,13 @@ def encode_value(value: Any) -> bytes:
 def decode_value(payload: bytes) -> Any:
     """Return what `encode_value` was given. Raises DecodeError."""
     try:
-        return _scan(str(payload, "utf-8"))
+        text = str(payload, "utf-8")
+        if text[:1] not in _SPACES:
+            # As `decode` would, which looks for spaces, in half the time.
+            value, end = _decoder.raw_decode(text)
+            if end == len(text):
+                return value
+        return _decoder.decode(text)
     # A number of too many digits, or brackets within brackets without end.
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON: {error}") from error

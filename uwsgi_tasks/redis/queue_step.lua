@@ -159,24 +159,26 @@ local function claim(root, number, ids, mark)
         end
         options = redis.call('HMGET', root .. ':more', unpack(fields))
     end
-    local runs, owned, count = {}, {}, 0
+    -- Each job pays for this loop. Texts, made once: Redis takes long to write a number of Lua's.
+    local runs, owned, seen, count, place = {}, {}, {}, 0, #claimed
+    local own, until_usual = token .. mark, string.format('%.0f', now + usual)
     for index, id in ipairs(ids) do
-        if payloads[index] and not (owners[index] or times[index]) then
-            local lease = options[index] and tonumber(string.match(options[index], '^(%d+)|')) or usual
-            -- One that is to run once at most is taken off by its worker, just before it runs.
-            local held = lease > 0 and lease or usual
-            local place = #claimed
-            claimed[place + 1], claimed[place + 2] = number, id
-            claimed[place + 3], claimed[place + 4] = payloads[index], tonumber(options[#ids + index] or 0)
-            if options[2 * #ids + index] then claimed[place + 4] = -1 end
-            claimed[place + 5] = lease
-            count = count + 1
-            runs[#runs + 1], runs[#runs + 2] = now + held, id
-            owned[#owned + 1], owned[#owned + 2] = id, token .. mark
-            -- Should the id be in a list twice.
-            for other = index + 1, #ids do
-                if ids[other] == id then owners[other] = token end
+        -- The id may be in a list twice.
+        if payloads[index] and not (owners[index] or times[index] or seen[id]) then
+            seen[id] = true
+            local lease, over, crashed = usual, until_usual, 0
+            if has_more then
+                lease = options[index] and tonumber(string.match(options[index], '^(%d+)|')) or usual
+                -- One that is to run once at most is taken off by its worker, just before it runs.
+                if lease > 0 then over = string.format('%.0f', now + lease) end
+                crashed = options[2 * #ids + index] and -1 or tonumber(options[#ids + index] or 0)
             end
+            claimed[place + 1], claimed[place + 2], claimed[place + 3] = number, id, payloads[index]
+            claimed[place + 4], claimed[place + 5] = crashed, lease
+            place = place + 5
+            runs[2 * count + 1], runs[2 * count + 2] = over, id
+            owned[2 * count + 1], owned[2 * count + 2] = id, own
+            count = count + 1
         end
     end
     if #runs > 0 then
