@@ -347,17 +347,17 @@ class App:
             return self._executors[name]
 
     def _listen(self, executor: Executor) -> None:
-        advance, asked = executor.show_progress, executor.asked
-        if not executor.tracks:
-            # In its own process it may know; in all others it is the store that does.
-            ledger = self._ledger
+        tracks, ledger = executor.tracks, self._ledger
 
-            def advance(job: Job, done: float, total: float | None) -> None:
-                executor.show_progress(job, done, total)
+        # Where it does not track the job, it is the store that may know, in another process.
+        def advance(job: Job, done: float, total: float | None) -> None:
+            executor.show_progress(job, done, total)
+            if not tracks or job.is_once:
                 ledger.show_progress(job, done, total)
 
-            def asked(job: Job) -> Stop:
-                return executor.asked(job) or ledger.asked(job)
+        def asked(job: Job) -> Stop:
+            stop = executor.asked(job)
+            return ledger.asked(job) if not stop and (not tracks or job.is_once) else stop
 
         executor.listen(
             Worker(
@@ -376,7 +376,7 @@ class App:
                 ledger=self._ledger,
                 settings=self._read_settings,
                 limit=self.server.end_after if executor.needs_server else executor.limit,
-                tracks=executor.tracks,
+                tracks=tracks,
                 onion=self._onion,
                 plain=executor.plain,
                 is_threaded=executor.is_threaded,

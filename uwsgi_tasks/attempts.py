@@ -281,7 +281,7 @@ class Worker:
             self._ledger.confirm(job)
         # Where the executor cannot take a job away, the store must be asked; and before a retry,
         # which somebody may have cancelled who sees the store alone.
-        is_certain = self._tracks and job.attempt == 1
+        is_certain = self._tracks and job.attempt == 1 and not job.is_once
         return not job.result_ttl or is_certain or self._ledger.starts(job)
 
     def _attempt(

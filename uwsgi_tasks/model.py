@@ -125,6 +125,11 @@ class Job(NamedTuple):
     def __str__(self) -> str:
         return f"{self.task}[{self.id}]"
 
+    @property
+    def is_once(self) -> bool:
+        """Does it run once at most? Then the store alone can know of it while it runs."""
+        return self.lease == 0
+
     def again(self, at: float | None, **changes: Any) -> Job:
         """Return the same job, one attempt later."""
         return self._replace(attempt=self.attempt + 1, at=at, **changes)

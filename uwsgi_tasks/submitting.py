@@ -110,7 +110,8 @@ class Submitting:
     @contextlib.contextmanager
     def _queued(self, jobs: Sequence[Job], executor: Executor | None) -> Iterator[None]:
         """Have the store know of *jobs*, for as long as they are not refused, if it must."""
-        if not jobs[0].result_ttl or (executor is not None and executor.tracks):
+        is_known = executor is not None and executor.tracks and not jobs[0].is_once
+        if is_known or not jobs[0].result_ttl:
             yield
             return
         # Before they are submitted: a fast worker may be done before us.

@@ -1211,6 +1211,52 @@ def test_what_runs_once_at_most_may_have_a_result(app):
     assert handle.result(5) == 42
 
 
+def test_of_what_runs_once_at_most_and_has_a_result_the_store_knows_where_it_stands(app):
+    seen = []
+
+    @app.declare(lease=None, result_ttl=TTL)
+    def send():
+        current = get_current_task()
+        seen.append((handle.state, handle.wait(0), handle.wait(0, until=State.RUNNING)))
+        current.progress(1, 2)
+        seen.append((handle.progress, current.cancelled, handle.cancel()))
+        # The store is asked five times a second.
+        until(lambda: current.cancelled)
+        return "ended by itself"
+
+    handle = send()
+    assert handle.state is State.QUEUED
+    assert not handle.wait(0)
+    app.work()
+    assert seen == [(State.RUNNING, False, True), ((1, 2), False, False)]
+    assert (handle.result(5), handle.state) == ("ended by itself", State.SUCCEEDED)
+
+
+def test_what_runs_once_at_most_is_known_from_its_call_to_its_end(app):
+    """Also in the moment in which it is in Redis no more, and has not begun."""
+    states = set()
+
+    @app.declare(lease=None, result_ttl=TTL)
+    def send():
+        time.sleep(0.002)
+
+    with app.working("default"):
+        for _ in range(30):
+            handle = send()
+            while not (state := handle.state).is_final:
+                states.add(state)
+            assert state is State.SUCCEEDED
+    assert states <= {State.QUEUED, State.RUNNING}
+
+
+def test_what_runs_once_at_most_is_cancelled_before_it_runs(app):
+    send, runs = noting(app, lease=None, result_ttl=TTL)
+    handle = send(1)
+    assert handle.cancel()
+    app.work()
+    assert (runs, handle.state, app.jobs()) == ([], State.CANCELLED, [])
+
+
 def test_what_runs_once_at_most_may_ask_for_more(app):
     seen = []
 

@@ -60,6 +60,8 @@ class Handling:
         if job.id != claim.id or (job.queue or DEFAULT) != claim.queue:
             # A foreign program need not say twice what it is called, and where it lies.
             job = job._replace(id=claim.id, queue=claim.queue)
+        if claim.is_once and not job.is_once:
+            job = job._replace(lease=0.0)
         if kills:
             receiver.bury(job, reason)
             self.end(claim)
