@@ -110,9 +110,8 @@ class Client:
             masters = self._cluster().get_primaries()
             return {node.name: self._asked(node, words) for node in masters}
 
-    @staticmethod
-    def _asked(node: ClusterNode, words: Sequence[Word]) -> Reply:
-        connection = node.redis_connection.connection_pool.make_connection()
+    def _asked(self, node: ClusterNode, words: Sequence[Word]) -> Reply:
+        connection = self._connection_to(node)
         try:
             connection.send_command(*words)
             return connection.read_response()
@@ -275,11 +274,14 @@ class Client:
             # One question may name keys of one slot alone.
             return [(self._open_to(self._cluster().get_node_from_key(key)), [key]) for key in keys]
 
-    @staticmethod
-    def _open_to(node: Any) -> Line:
-        found = node.redis_connection.connection_pool.make_connection()
+    def _open_to(self, node: Any) -> Line:
+        found = self._connection_to(node)
         found.connect()
         return Line(found)
+
+    def _connection_to(self, node: Any) -> Any:
+        # Asked of the cluster: before redis-py 6 a node that was away has no pool of its own.
+        return self._cluster().get_redis_connection(node).connection_pool.make_connection()
 
     def forget_nodes(self) -> None:
         """Find out anew which server has what: one has failed, or moved."""

@@ -27,8 +27,6 @@ _TICK = 0.02
 """Seconds between two looks at what runs, while anything does."""
 _DOZE = 0.25
 """The same while nothing does."""
-_IDLE = 5.0
-"""Seconds after which an idle process looks by itself: nobody is told of a lease that has begun."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _DOUBTS = 2
@@ -110,7 +108,7 @@ class Consumer:
             for thread in threads:
                 # With an end each time: without one, the handlers of signals would have to wait.
                 while thread.is_alive():
-                    thread.join(_IDLE)
+                    thread.join(1.0)
         self._over.set()
         self._hurry.set()
         keeper.join()
@@ -237,9 +235,7 @@ class Consumer:
                     # It was told of something of which our step, before that, knew nothing.
                     wait = self._step(1)
                 if not (self._ahead or self._stopping):
-                    self._supply.sleep(
-                        _IDLE if wait is None else min(wait, _IDLE), lambda: self._stopping
-                    )
+                    self._supply.sleep(wait, lambda: self._stopping)
         except RedisAway as error:
             self._wait_for_redis(error)
         finally:

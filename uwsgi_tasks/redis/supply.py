@@ -25,8 +25,10 @@ others."""
 _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
 _SOON = 1.0
-"""Seconds in which Redis is to answer a worker that stops."""
-_LATE = 8.0
+"""Seconds in which Redis is to answer where there is more to do, as in a worker that stops."""
+_IDLE = 5.0
+"""Seconds after which who sleeps looks by itself: nobody is told of a lease that has begun."""
+_LATE = _IDLE + 3.0
 """Seconds after which Redis has ended each wait of ours by itself, though nobody has told it."""
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for what was claimed so late."""
@@ -154,8 +156,13 @@ class Supply:
         flight = self._flight
         if flight is None or time.monotonic() < flight.since + older:
             return _NOTHING
-        with self._turn:
+        if not self._turn.acquire(timeout=_SOON):
+            # Whoever has it hears of it, if Redis answers at all.
+            return _NOTHING
+        try:
             return self._land()[0]
+        finally:
+            self._turn.release()
 
     def _land(self) -> tuple[Step, int]:
         """Hear of the step that was sent ahead: what it has brought, and might have."""
@@ -213,13 +220,14 @@ class Supply:
 
     # ---- waiting ----------------------------------------------------------------------------
 
-    def sleep(self, seconds: float, is_over: Callable[[], bool]) -> None:
+    def sleep(self, seconds: float | None, is_over: Callable[[], bool]) -> None:
         """Wait in Redis, which claims what comes in the moment in which it does, or for `wake`.
 
-        Where *is_over* then, nobody has the time to wait for a Redis that does not answer.
+        It lasts no longer than *seconds*, if anybody knows how many those are. Where *is_over*
+        then, nobody has the time to wait for a Redis that does not answer.
         """
         try:
-            if self._waiter.wait(seconds):
+            if self._waiter.wait(_IDLE if seconds is None else min(seconds, _IDLE)):
                 return
             if is_over():
                 self._waiter.withdraw(_SOON)
