@@ -61,7 +61,7 @@ LAYERS = {
     "redis.line": 1,
     "redis.address": 1,
     "redis.waiter": 2,
-    "redis.ahead": 3,
+    "redis.later": 3,
     "redis.client": 3,
     "redis.gate": 1,
     "redis.queues": 4,

@@ -37,6 +37,8 @@ _PURGE = 60.0
 """Seconds after which a process that saves results deletes some that have expired."""
 _OFTEN = 0.2
 """Seconds between two questions to the store by one running job."""
+_MOST_ASKED = 1000
+"""Jobs of which the answers are kept: many more than run at a time."""
 
 
 class Place(Protocol):
@@ -73,7 +75,8 @@ class Ledger:
         self._owed: deque[Callable[[], object]] = deque()
         self._catching: dict[int, threading.RLock] = {}
         self._purged_at = float("-inf")
-        self._asked: tuple[str, float, Stop] = ("", 0.0, Stop.NOT)
+        self._asked: dict[str, tuple[float, Stop]] = {}
+        """Of running jobs, by their ids: when the store was asked, and what it said."""
 
     # ---- the way of a job -------------------------------------------------------------------
 
@@ -281,11 +284,9 @@ class Ledger:
         )
 
     def _ask(self, job: Job, question: Callable[[], Stop], *, always: bool = False) -> Stop:
-        id, at, known = self._asked  # noqa: A001  the job's
+        at, known = self._asked.get(job.id, (float("-inf"), Stop.NOT))
         now = time.monotonic()
-        if id != job.id:
-            known = Stop.NOT
-        elif now < at + _OFTEN and not always:
+        if now < at + _OFTEN and not always:
             return known
         try:
             known = question()
@@ -296,7 +297,9 @@ class Ledger:
                 one_line(error),
                 extra=of(job),
             )
-        self._asked = (job.id, now, known)
+        if len(self._asked) > _MOST_ASKED:
+            self._asked.clear()
+        self._asked[job.id] = now, known
         return known
 
     # ---- counts -----------------------------------------------------------------------------
@@ -316,8 +319,8 @@ class Ledger:
         meter = Meter(
             folder, lambda counts: self._store().count(counts), lambda: self._place.is_near
         )
-        # Those run one job at a time, but for what they have threads for; and so does a worker
-        # outside of uWSGI that has no threads.
+        # Those run one job at a time, but for what they have threads for; and so do most programs
+        # outside of uWSGI whose main thread comes first, as that of a worker does.
         role, is_main = self._role(), threading.current_thread() is threading.main_thread()
         has_one = role in {"spooler", "mule"} or (is_main and not role)
         return meter.add if has_one else meter.add_from_any_thread

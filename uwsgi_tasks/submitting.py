@@ -114,10 +114,10 @@ class Submitting:
         if is_known or not jobs[0].result_ttl:
             yield
             return
-        # Before they are submitted: a fast worker may be done before us.
-        for job in jobs:
-            self._ledger.queued(job, executor.name if executor else TaskExecutor.AUTO)
         try:
+            # Before they are submitted: a fast worker may be done before us.
+            for job in jobs:
+                self._ledger.queued(job, executor.name if executor else TaskExecutor.AUTO)
             yield
         except BaseException:
             for job in jobs:

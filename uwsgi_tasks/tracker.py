@@ -113,7 +113,10 @@ class Tracker:
                     self._ledger.ends(job, executor.name, result)
                     self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
                     return True
-                return stop is Stop.KILL and self._is_gone(id)
+                if not job.is_once:
+                    return stop is Stop.KILL and self._is_gone(id)
+                # It is about to begin, or has begun: the store decides.
+                break
         try:
             state_then = self._store().cancel(id, stop)
         except (ConfigurationError, StoreError):

@@ -866,7 +866,7 @@ def test_a_worker_that_stops_gives_back_what_it_never_heard_of(app):
 @pytest.mark.parametrize("is_done", [True, False])
 def test_what_the_step_ahead_was_to_do_is_done_though_its_answer_was_lost(app, is_done):
     consumer, runs = far_ahead(app, 300, lambda: None)
-    step, left = consumer._supply._next, [1, 2]
+    step, left = consumer._supply._later, [1, 2]
     ask, hear = step.ask, step.hear
 
     def lossy_ask(words):
@@ -891,7 +891,7 @@ def test_what_the_step_ahead_was_to_do_is_done_though_its_answer_was_lost(app, i
 
 def test_a_redis_that_has_forgotten_the_scripts_is_told_the_step_ahead_once_more(app):
     consumer, runs = far_ahead(app, 300, lambda: None)
-    ask, asked = consumer._supply._next.ask, []
+    ask, asked = consumer._supply._later.ask, []
 
     def forgetful(words):
         if len(asked) < 2:
@@ -899,7 +899,7 @@ def test_a_redis_that_has_forgotten_the_scripts_is_told_the_step_ahead_once_more
         asked.append(words)
         ask(words)
 
-    consumer._supply._next.ask = forgetful
+    consumer._supply._later.ask = forgetful
     with beside(consumer):
         until(lambda: not any(app.queues.sizes("default")))
     assert (sorted(runs), app.jobs()) == (list(range(300)), [])
@@ -917,7 +917,7 @@ def test_what_was_heard_of_too_late_is_left_to_who_has_it(app):
     send.map(range(30))
     consumer = eager(app)
     consumer._supply._batch = 5
-    hear, stolen = consumer._supply._next.hear, []
+    hear, stolen = consumer._supply._later.hear, []
 
     def hear_late():
         if not stolen:
@@ -926,7 +926,7 @@ def test_what_was_heard_of_too_late_is_left_to_who_has_it(app):
             stolen.extend(app.claim(1000) or app.claim(1000))
         return hear()
 
-    consumer._supply._next.hear = hear_late
+    consumer._supply._later.hear = hear_late
     consumer.run()
     assert len(stolen) >= 1
     assert len(runs) == len(set(runs)) == 30 - len(stolen)
@@ -947,6 +947,102 @@ def test_several_threads_run_what_was_claimed_while_others_ran(app):
     with beside(consumer):
         until(lambda: not any(app.queues.sizes("default")))
     assert (sorted(runs), app.jobs(), app.letters()) == (list(range(500)), [], {})
+
+
+def test_one_job_that_is_claimed_while_others_run_does_not_count_as_alone(app):
+    """Else the death of what runs would be taken for its own."""
+    send, _ = noting(app)
+    send.map(range(3))
+    for most in (1, 2):
+        app.queues.client.call(
+            *app.queues.question(["default"], most, f"own:{most}", is_ahead=True)
+        )
+    assert {one.token for one in app.queues.running("default")} == {b"own:1", b"own:2"}
+    marks = {token[-1:] for token in app.queues.client.call("HVALS", app.key("own"))}
+    assert marks == {b"1", b"2"}
+
+
+def test_leases_are_extended_while_the_answer_to_the_step_ahead_does_not_come(app):
+    taken = []
+
+    @app.declare(lease=1)
+    def send(number):
+        if number == 0:
+            end = time.monotonic() + 2.5
+            while time.monotonic() < end:
+                taken.extend(claim.id for claim in app.claim())
+                time.sleep(0.05)
+            taken.append("over")
+
+    first = send.map(range(100))[0]
+    consumer = eager(app)
+    consumer._supply._batch = 5
+
+    def wait_in_vain():
+        time.sleep(3)
+        raise RedisAway("it does not answer")
+
+    # As where packets are dropped.
+    consumer._supply._later.comes = lambda seconds=0.0: time.sleep(seconds)
+    consumer._supply._later.hear = wait_in_vain
+    with beside(consumer):
+        until(lambda: "over" in taken)
+    assert len(taken) > 1
+    assert first.id not in taken
+
+
+@pytest.mark.parametrize("fault", ["forgotten", "broken"])
+def test_a_worker_that_ends_tells_what_a_step_has_not_told_of_which_it_never_hears(
+    app, fault, caplog
+):
+    send, _ = noting(app)
+    send.map(range(400))
+    consumer = eager(app)
+    supply, later = consumer._supply, consumer._supply._later
+    supply._batch = 5
+    supply.step()
+    supply.ends.extend(
+        End("default", held.claim.id, held.claim.token) for held in tuple(supply.ahead)
+    )
+    supply.ahead.clear()
+    ask, hear = later.ask, later.hear
+
+    def hear_nothing():
+        hear()
+        later.drop()
+        raise RedisAway("its connection is gone")
+
+    if fault == "forgotten":
+        later.ask = lambda words: ask(("EVALSHA", "0" * 40, *words[2:]))
+    supply.step()
+    if fault == "broken":
+        later.hear = hear_nothing
+    consumer.stop()
+    consumer._over.set()
+    consumer._keep()
+    supply.close()
+    assert app.queues.sizes("default") == (380, 0, 0)
+    assert "lease was over" not in caplog.text
+
+
+def test_what_is_told_twice_because_nobody_heard_of_it_is_no_lost_lease(app, caplog):
+    caplog.set_level("INFO")
+    consumer, runs = far_ahead(app, 300, lambda: None)
+    hear, heard = consumer._supply._later.hear, []
+
+    def lossy():
+        reply = hear()
+        heard.append(reply)
+        if len(heard) == 2:
+            raise RedisAway("the answer was lost")
+        return reply
+
+    consumer._supply._later.hear = lossy
+    with beside(consumer):
+        until(lambda: "Redis is back" in caplog.text)
+        until(lambda: not any(app.queues.sizes("default")))
+    assert sorted(runs) == list(range(300))
+    assert "lease was over" not in caplog.text
 
 
 def test_what_has_lost_its_worker_is_not_claimed_while_others_run(app):
@@ -1255,6 +1351,21 @@ def test_what_runs_once_at_most_is_cancelled_before_it_runs(app):
     assert handle.cancel()
     app.work()
     assert (runs, handle.state, app.jobs()) == ([], State.CANCELLED, [])
+
+
+def test_what_runs_once_at_most_and_is_cancelled_when_it_was_claimed_does_not_run(app):
+    seen = []
+
+    @app.declare(lease=None, result_ttl=TTL)
+    def send(name):
+        seen.append(name)
+        if name == "first":
+            # It is claimed already.
+            seen.append(handles[1].cancel())
+
+    handles = send.map(["first", "second"])
+    eager(app).run()
+    assert (seen, handles[1].state, app.jobs()) == (["first", True], State.CANCELLED, [])
 
 
 def test_what_runs_once_at_most_may_ask_for_more(app):

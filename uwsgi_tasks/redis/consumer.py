@@ -15,8 +15,8 @@ from uwsgi_tasks.redis.gate import Gate
 from uwsgi_tasks.redis.handling import Handling
 from uwsgi_tasks.redis.holdings import Held, Holdings
 from uwsgi_tasks.redis.presence import Presence
-from uwsgi_tasks.redis.queues import Queues
-from uwsgi_tasks.redis.supply import Supply
+from uwsgi_tasks.redis.queues import Queues, Step
+from uwsgi_tasks.redis.supply import NOTHING, Supply
 from uwsgi_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ _TICK = 0.02
 """Seconds between two looks at what runs, while anything does."""
 _DOZE = 0.25
 """The same while nothing does."""
+_SOON = 1.0
+"""Seconds in which the reply to what was sent ahead is to come where there is no time to wait."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _DOUBTS = 2
@@ -39,8 +41,9 @@ class Consumer:
     """Runs the jobs of some queues in this process.
 
     Threads that have nothing to do wait for one of them, which waits in Redis. Whoever comes back
-    with nothing left to run tells Redis what has ended, and asks for more, in one step. One more
-    thread looks after the leases of what runs, and after the end.
+    with nothing left to run tells Redis what has ended, and asks for more, in one step; where there
+    is much to do, the next step is under way meanwhile. One more thread looks after the leases of
+    what runs, and after the end.
     """
 
     def __init__(
@@ -180,9 +183,11 @@ class Consumer:
     def _may_begin_alone(self, held: Held) -> bool:
         if not self._gate.enter_alone(lambda: self._stopping or held.is_lost):
             return False
-        # Nothing more is to come here meanwhile.
+        # Nothing more is to come here meanwhile, and nothing to lie here.
         self._supply.wake()
+        self._hear_next(patience=_SOON)
         try:
+            self._supply.give_back_ahead()
             held.is_lost = not self._queues.runs_alone(held.claim)
         except RedisAway as error:
             self._note_away(error)
@@ -220,12 +225,13 @@ class Consumer:
         """Take a step; wait if it brings nothing."""
         sleeps = self._supply.sleeps
         try:
-            wait = self._step()
+            step = self._step()
         except RedisAway as error:
             self._wait_for_redis(error)
             return None
         held = self._supply.popped()
-        if held is not None:
+        if held is not None or step.claims or step is NOTHING:
+            # There may be more, though others have run that.
             return held
         self._idle.add(threading.get_ident())
         try:
@@ -233,17 +239,17 @@ class Consumer:
             with self._lead:
                 if sleeps != self._supply.sleeps and not self._ahead:
                     # It was told of something of which our step, before that, knew nothing.
-                    wait = self._step(1)
+                    step = self._step(1)
                 if not (self._ahead or self._stopping):
-                    self._supply.sleep(wait, lambda: self._stopping)
+                    self._supply.sleep(step.wait, lambda: self._stopping)
         except RedisAway as error:
             self._wait_for_redis(error)
         finally:
             self._idle.discard(threading.get_ident())
         return None
 
-    def _step(self, most: int | None = None) -> float | None:
-        """Take a step, which claims up to *most* jobs; return how long to wait."""
+    def _step(self, most: int | None = None) -> Step:
+        """Take a step, which claims up to *most* jobs."""
         settings = self._settings()
         if settings.store_url == settings.redis:
             # Who waits for a job's end looks for its result then. One that is full takes none, and
@@ -254,7 +260,7 @@ class Consumer:
             self._welcome_redis()
         elif step.lost:
             self._complain(step.lost)
-        return step.wait
+        return step
 
     def _flush(self) -> None:
         """Tell Redis what has ended."""
@@ -314,6 +320,8 @@ class Consumer:
     def _welcome_redis(self) -> None:
         """Go on where we were, and give back what was claimed for us without our knowing."""
         with self._away:
+            # What we have just heard may have been said before it went.
+            self._queues.names()
             self._supply.give_back_all()
             if self._is_away:
                 self._is_away = False
@@ -342,6 +350,7 @@ class Consumer:
             if self._stopping and not self._over.is_set():
                 self._over.wait(_TICK)
         try:
+            self._hear_next(patience=_SOON)
             self._flush()
             self._tidy(time.monotonic())
             self._supply.give_back_all()
@@ -380,7 +389,7 @@ class Consumer:
             self._flush()
         if not self._is_away:
             self._supply.give_back_unheard()
-        self._complain(self._supply.land(0.0 if self._stopping else _STUCK).lost)
+        self._hear_next(_STUCK)
         first = next(iter(tuple(self._ahead)), None)
         if first is None or (now < first.since + _STUCK and not self._stopping):
             return
@@ -388,14 +397,23 @@ class Consumer:
             return
         self._supply.give_back_ahead()
 
+    def _hear_next(self, older: float = 0.0, patience: float = 0.0) -> None:
+        """Take what Redis has claimed for us, where nobody comes by to hear of it."""
+        step = self._supply.hear_next(older, patience)
+        self._complain(step.lost)
+        if self._ahead and self._idle:
+            self._supply.wake()
+
     # ---- the end ----------------------------------------------------------------------------
 
     def _recycle(self, reason: str) -> None:
         if not self._stopping:
             log.info("this worker has had %s: another one takes its place", reason)
             self.is_recycled = True
-            # Whoever ends it for good says how long that may take.
-            self.stop(float("inf"))
+            # Not by `stop`: its lock is not for this thread, where a signal's handler may call it
+            # at any moment. Whoever ends it for good says how long that may take.
+            self._stopping = True
+            self._supply.wake()
 
     def _check_end(self) -> None:
         overdue = self.holdings.overdue()
@@ -418,8 +436,8 @@ class Consumer:
         self._stopping = True
         self._supply.forget_question()
         try:
+            self._hear_next(patience=_SOON)
             self._flush()
-            self._supply.land()
             self._supply.give_back([*left, *self._ahead])
             self._supply.give_back_all()
             self._presence.leave()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
+import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,13 +105,27 @@ class Line:
     def is_broken(self) -> bool:
         """Is something here, though nothing is expected? It is its end, or that of all sense."""
         try:
-            if self._is_encrypted:
-                return self.arrives()
-            look = select.poll()
-            look.register(self._socket, select.POLLIN)
-            return bool(look.poll(0))
+            return self.arrives() if self._is_encrypted else self.comes(0.0)
         except (OSError, ValueError):
             return True
+
+    def comes(self, seconds: float) -> bool:
+        """Is there something to read within *seconds*, or the end of the connection?"""
+        if self._is_encrypted and self._socket.pending():
+            return True
+        look = select.poll()
+        look.register(self._socket, select.POLLIN)
+        return bool(look.poll(seconds * 1000))
+
+    def abort(self) -> None:
+        """Close the connection; what is under way in either direction is thrown away."""
+        with contextlib.suppress(OSError):
+            # Else the kernel would go on trying to bring it there, for minutes.
+            linger = struct.pack("ii", 1, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        # Not as redis-py does: a shutdown would come before.
+        self._socket.close()
+        self.close()
 
     def close(self) -> None:
         """Close the connection."""

@@ -12,9 +12,9 @@
 --                           "p:id" -> progress; "u:id" -> since when its task was unknown
 -- root:wake           LIST  a token for each sleeping worker that is to look
 --
--- ARGV: how many jobs to claim, less than none for as many of those whose worker has not died (for who claims ahead, and
---       runs others until it hears of them); the token for them, new in each call, with a "+" at its end if the worker may run several of
---       them at the same time; the usual lease in milliseconds; then for each queue
+-- ARGV: how many jobs to claim; -1 times that for who runs others until it hears of them: it gets nothing from a queue with
+--       suspects, nor from those behind that; the token for them, new in each call, with a "+" at its end if the worker may
+--       run several of them at the same time; the usual lease in milliseconds; then for each queue
 --       how many jobs have ended, how many go on, id and token of each that has ended,
 --       and id, token, next payload and its time (milliseconds, or "" for now) of each that goes on.
 -- Returns the ids that were not the caller's any more; of the claimed jobs, one behind the other, the number of the queue
@@ -197,7 +197,7 @@ end
 local function take(root, number, most)
     -- A suspect is claimed alone: where there are others already, it is their turn to wait.
     if (#claimed > 0 or is_ahead) and redis.call('EXISTS', root .. ':suspects') == 1 then return most end
-    local mark = (#claimed == 0 and string.sub(token, -1) ~= '+') and '!' or ''
+    local mark = (#claimed == 0 and not is_ahead and string.sub(token, -1) ~= '+') and '!' or ''
     local suspect = redis.call('LPOP', root .. ':suspects')
     while suspect do
         if claim(root, number, {suspect}, mark) > 0 then return most end
@@ -235,7 +235,7 @@ for number, root in ipairs(KEYS) do
 end
 
 local wait = -1
-if wanted > 0 and #claimed == 0 then
+if wanted > 0 and #claimed == 0 and not is_ahead then
     local first = math.huge
     for _, root in ipairs(KEYS) do first = math.min(first, earliest(root)) end
     if first < math.huge then wait = math.max(0, first - now) end

@@ -11,8 +11,8 @@ from itertools import count, groupby
 from typing import NamedTuple, TypeVar
 
 from uwsgi_tasks.errors import RedisAway
-from uwsgi_tasks.redis.ahead import Ahead
 from uwsgi_tasks.redis.holdings import Held, by_queue
+from uwsgi_tasks.redis.later import Later
 from uwsgi_tasks.redis.queues import End, Queues, Step, places_of, read_step
 from uwsgi_tasks.redis.script import Reply, Word
 from uwsgi_tasks.redis.waiter import Behind
@@ -24,27 +24,31 @@ _WORTH = 0.01
 others."""
 _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
+_SILENT = 15.0
+"""Seconds after which a reply that has not come never will."""
 _SOON = 1.0
 """Seconds in which Redis is to answer where there is more to do, as in a worker that stops."""
 _IDLE = 5.0
 """Seconds after which who sleeps looks by itself: nobody is told of a lease that has begun."""
 _LATE = _IDLE + 3.0
-"""Seconds after which Redis has ended each wait of ours by itself, though nobody has told it."""
+"""Seconds after which Redis has ended each wait of ours by itself, though nobody has told it; and
+by which what it was sent before a connection broke has come there."""
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for what was claimed so late."""
 
 
-class _Flight(NamedTuple):
-    """A step that Redis takes while we do something else."""
+class _Sent(NamedTuple):
+    """A step that was sent, and whose reply is to come."""
 
     places: Sequence[str]
     most: int
     token: str
     ends: Sequence[End]
-    since: float
+    at: float
 
 
-_NOTHING = Step([], [], None)
+NOTHING = Step([], [], None)
+"""Of a step that was not taken, for there is something to run already."""
 
 _Thing = TypeVar("_Thing")
 
@@ -78,15 +82,19 @@ class Supply:
         self._mean = _WORTH
         self._batch = 1
         self._waiter = queues.waiter(self.names, Behind(self._ask, self._hear))
-        self._next = Ahead(queues.client, queues.root(self.names[0]))
-        self._flight: _Flight | None = None
+        self._later = Later(queues.client, queues.root(self.names[0]))
+        self._next: _Sent | None = None
+        """The step that Redis takes while we run what the one before it has brought."""
+        self._not_before = 0.0
         self._turn = threading.Lock()
-        """Of who sends the next step ahead, or hears of it."""
-        self._asked: _Flight | None = None
-        """The claim that follows a wait, until its reply is known."""
+        """Of who sends that step, or hears of it."""
+        self._behind: _Sent | None = None
+        """The step that follows a wait, until its reply is known."""
         self._unheard: deque[tuple[str, float]] = deque()
-        """The tokens of claims of which we were never told, and until when they may be made."""
+        """The tokens of claims of which we are never told, and until when they may be made."""
         self._reclaim_at = 0.0
+        self._retold: set[str] = set()
+        """What has ended and is told once more: Redis may have known it."""
         self._unwanted: list[Held] = []
         """What could not be given back while Redis was away."""
         self.sleeps = 0
@@ -111,89 +119,109 @@ class Supply:
         with self._turn:
             if self.ahead:
                 # Another thread was faster.
-                return _NOTHING
-            step, most = self._land()
+                return NOTHING
+            step, most = self._hear_next()
             if not step.claims:
                 lost, most = step.lost, self._size()
                 step = self._step(most)
-                step.lost[:0] = lost
+                step = step._replace(lost=lost + step.lost)
             self._batch = max(len(step.claims), 1)
             if 1 < most == len(step.claims):
-                self._take_off()
+                self._send_next()
         return step
 
     def _step(self, most: int) -> Step:
-        ends, token, since = list(_drained(self.ends)), self._token(), time.monotonic()
+        sent = self._planned(most, list(_drained(self.ends)))
         try:
-            step = self._queues.step(self._order(), ends, most, token)
+            step = self._queues.step(sent.places, sent.ends, most, sent.token)
         except BaseException:
-            self._forget(token, ends)
+            self._lose(sent)
             raise
-        self._take(step, since)
-        return step
+        return self._taken(step, sent)
 
-    def _take_off(self) -> None:
-        """Send the next step."""
-        if self._queues.client.is_cluster:
+    def _planned(self, most: int, ends: Sequence[End] = ()) -> _Sent:
+        places = places_of(self._order(), ends) if ends else self._order()
+        return _Sent(places, most, self._token(), ends, time.monotonic())
+
+    def _taken(self, step: Step, sent: _Sent) -> Step:
+        """Have what a step has brought be run; its leases may have begun when it was sent."""
+        now = time.monotonic()
+        self.ahead.extend(Held(claim, now, sent.at) for claim in step.claims)
+        if not self._retold:
+            return step
+        lost = [one for one in step.lost if one not in self._retold]
+        self._retold.difference_update(end.id for end in sent.ends)
+        return step._replace(lost=lost)
+
+    def _lose(self, sent: _Sent, *, is_refused: bool = False) -> None:
+        """Keep what is to be told once more; and what may be claimed, now or soon, unheard of."""
+        self.ends.extendleft(reversed(sent.ends))
+        if not is_refused:
+            self._retold.update(end.id for end in sent.ends)
+            self._unheard.append((sent.token, time.monotonic() + _LATE))
+
+    # ---- the next step, while we run what the last one has brought --------------------------
+
+    def _send_next(self) -> None:
+        most = self._size()
+        # One alone would be as good later, and is claimed as what runs alone.
+        if most == 1 or self._queues.client.is_cluster or time.monotonic() < self._not_before:
             return
-        flight = self._flight = self._planned(list(_drained(self.ends)))
-        places, most, token, ends, _ = flight
+        sent = self._next = self._planned(most, list(_drained(self.ends)))
+        places, _, token, ends, _ = sent
         try:
-            self._next.ask(self._queues.question(places, most, token, ends, is_ahead=True))
+            self._later.ask(self._queues.question(places, most, token, ends, is_ahead=True))
         except RedisAway:
             # Who takes the one after it finds out, too.
-            self._crash()
+            self._lose_next()
+            self._not_before = time.monotonic() + _LOOK_AGAIN
         except BaseException:
-            self._crash()
+            self._lose_next()
             raise
 
-    def _planned(self, ends: Sequence[End] = ()) -> _Flight:
-        places = places_of(self._order(), ends)
-        return _Flight(places, self._size(), self._token(), ends, time.monotonic())
+    def hear_next(self, older: float = 0.0, patience: float = 0.0) -> Step:
+        """Hear of the step that was sent, if that was *older* seconds ago or more.
 
-    def land(self, older: float = 0.0) -> Step:
-        """Hear of the step that was sent ahead, if that was *older* seconds ago or more."""
-        flight = self._flight
-        if flight is None or time.monotonic() < flight.since + older:
-            return _NOTHING
-        if not self._turn.acquire(timeout=_SOON):
-            # Whoever has it hears of it, if Redis answers at all.
-            return _NOTHING
+        Its reply must come within *patience*. Whatever goes wrong, who takes a step finds out.
+        """
+        sent, now = self._next, time.monotonic()
+        if sent is None or now < sent.at + older or not self._turn.acquire(timeout=patience):
+            return NOTHING
         try:
-            return self._land()[0]
+            if self._later.comes(patience):
+                return self._hear_next()[0]
+            if patience or now > sent.at + _SILENT:
+                self._lose_next()
+        except RedisAway:
+            pass
         finally:
             self._turn.release()
+        return NOTHING
 
-    def _land(self) -> tuple[Step, int]:
-        """Hear of the step that was sent ahead: what it has brought, and might have."""
-        flight = self._flight
-        if flight is None:
-            return _NOTHING, 0
+    def _hear_next(self) -> tuple[Step, int]:
+        """Return what the step has brought that was sent, and how many jobs it might have."""
+        sent = self._next
+        if sent is None:
+            return NOTHING, 0
         try:
-            reply = self._next.hear()
+            reply = self._later.hear()
+            step = None if reply is None else read_step(sent.places, sent.token, reply)
         except BaseException:
-            self._crash()
+            self._lose_next()
             raise
-        if reply is None:
+        self._next = None
+        if step is None:
             # Redis was restarted, and has forgotten the script.
-            self._crash()
-            return _NOTHING, 0
-        self._flight = None
-        step = read_step(flight.places, flight.token, reply)
-        self._take(step, flight.since)
-        return step, flight.most
+            self._lose(sent, is_refused=True)
+            return NOTHING, 0
+        return self._taken(step, sent), sent.most
 
-    def _crash(self) -> None:
-        """Take it that we shall never hear of the step that was sent ahead."""
-        flight, self._flight = self._flight, None
-        self._next.close()
-        if flight is not None:
-            self._forget(flight.token, flight.ends)
-
-    def _forget(self, token: str, ends: Sequence[End]) -> None:
-        """Keep what is to be told once more, and what may have been claimed for us unheard."""
-        self.ends.extendleft(reversed(ends))
-        self._unheard.append((token, 0.0))
+    def _lose_next(self) -> None:
+        """Take it that we shall never hear of the step that was sent."""
+        sent, self._next = self._next, None
+        self._later.drop()
+        if sent is not None:
+            self._lose(sent)
 
     def note_run(self, seconds: float) -> None:
         """Note how long a job has taken."""
@@ -213,11 +241,6 @@ class Supply:
     def _token(self) -> str:
         return f"{self._owner}:{next(self._numbers)}{self._mark}"
 
-    def _take(self, step: Step, since: float) -> None:
-        """Have what a step has brought be run; its leases may have begun when it was asked for."""
-        now = time.monotonic()
-        self.ahead.extend(Held(claim, now, since) for claim in step.claims)
-
     # ---- waiting ----------------------------------------------------------------------------
 
     def sleep(self, seconds: float | None, is_over: Callable[[], bool]) -> None:
@@ -235,7 +258,7 @@ class Supply:
                 self._waiter.withdraw()
         finally:
             self.sleeps += 1
-            if self._asked is not None:
+            if self._behind is not None:
                 self.forget_question()
                 self._waiter.reset()
 
@@ -246,23 +269,23 @@ class Supply:
     def close(self) -> None:
         """Let go of all connections."""
         self._waiter.close()
-        self._next.close()
+        self._later.drop()
 
     def forget_question(self) -> None:
         """Note that we shall never be told what a wait has claimed, or claims yet."""
-        if self._asked is not None:
-            self._unheard.append((self._asked.token, time.monotonic() + _LATE))
-            self._asked = None
+        sent, self._behind = self._behind, None
+        if sent is not None:
+            self._lose(sent)
 
     def _ask(self) -> Sequence[Word]:
         """Return the step that Redis is to take when there is something."""
-        asked = self._asked = self._planned()
-        return self._queues.question(asked.places, asked.most, asked.token)
+        sent = self._behind = self._planned(self._size())
+        return self._queues.question(sent.places, sent.most, sent.token)
 
     def _hear(self, reply: Reply) -> None:
-        asked, self._asked = self._asked, None
-        if asked is not None and reply is not None:
-            self._take(read_step(asked.places, asked.token, reply), asked.since)
+        sent, self._behind = self._behind, None
+        if sent is not None and reply is not None:
+            self._taken(read_step(sent.places, sent.token, reply), sent)
 
     # ---- giving back ------------------------------------------------------------------------
 

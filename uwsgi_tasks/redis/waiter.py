@@ -28,7 +28,7 @@ def _reply_of_script(line: Line) -> Reply:
 
 
 class Lines(Protocol):
-    """Those who open connections; all but the last raise RedisAway."""
+    """Those who open connections; the first two raise RedisAway."""
 
     def lines_to(self, keys: Sequence[str]) -> Iterable[tuple[Line, Sequence[str]]]:
         """Return connections of the caller's own, each with those of *keys* that it serves."""

@@ -1,4 +1,4 @@
-"""Asks Redis something, and hears the reply later: it works while we do."""
+"""Asks Redis something now, and hears the reply later: it works while we do."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from uwsgi_tasks.redis.script import Reply, Word
 from uwsgi_tasks.redis.waiter import Lines
 
 
-class Ahead:
+class Later:
     """A connection of its own, with one question at a time; for one thread at a time.
 
-    Both methods raise RedisAway; then nobody knows whether what was asked for was done.
+    What raises RedisAway leaves nobody knowing whether that which was asked for was done.
     """
 
     def __init__(self, lines: Lines, key: str) -> None:
@@ -22,9 +22,9 @@ class Ahead:
         self._line: Line | None = None
 
     def ask(self, words: Sequence[Word]) -> None:
-        """Send a command; `hear` is to follow before the next one."""
+        """Send a command; `hear` is to follow before the next one. Raises RedisAway."""
         if self._line is not None and self._line.is_broken():
-            self.close()
+            self.drop()
         if self._line is None:
             ((self._line, _),) = self._lines.lines_to([self._key])
         try:
@@ -32,8 +32,12 @@ class Ahead:
         except FAILURES as error:
             raise self._failed(error) from error
 
+    def comes(self, seconds: float = 0.0) -> bool:
+        """Does the reply come, or the end of the connection, within *seconds*?"""
+        return self._line is None or self._line.comes(seconds)
+
     def hear(self) -> Reply:
-        """Wait for the reply; None if it is a script that Redis does not know."""
+        """Wait for the reply; None if it is a script that Redis does not know. Raises RedisAway."""
         assert self._line is not None  # noqa: S101  for the type checker: it has asked
         try:
             return self._line.read()
@@ -43,12 +47,12 @@ class Ahead:
             raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> RedisAway:
-        self.close()
+        self.drop()
         return self._lines.away(error)
 
-    def close(self) -> None:
-        """Let go of the connection."""
+    def drop(self) -> None:
+        """Let go of the connection, and of all that Redis has not got yet."""
         line, self._line = self._line, None
         if line is not None:
             with contextlib.suppress(*FAILURES):
-                line.close()
+                line.abort()
