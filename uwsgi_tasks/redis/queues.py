@@ -149,7 +149,7 @@ class Queues:
         In a cluster this is a step for each queue, up to the first one that has any; in all
         others it is one.
         """
-        places = places_of(queues, ends)
+        places = list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
         if not self.client.is_cluster:
             return self._step(places, ends, most, token)
         found = Step([], [], None)
@@ -314,11 +314,6 @@ class Queues:
             seen, *flat = self.client.run(self._PURGE, (self.root(queue),), (_PAGE,))
             for id_, payload in _rows(flat, 2):
                 yield _text(id_), payload
-
-
-def places_of(queues: Sequence[str], ends: Sequence[End]) -> Sequence[str]:
-    """Return *queues*, and behind them those of *ends* that are none of them."""
-    return list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
 
 
 def read_step(places: Sequence[str], token: str, reply: Reply) -> Step:

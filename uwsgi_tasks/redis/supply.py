@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.redis.holdings import Held, by_queue
 from uwsgi_tasks.redis.later import Later
-from uwsgi_tasks.redis.queues import End, Queues, Step, places_of, read_step
+from uwsgi_tasks.redis.queues import End, Queues, Step, read_step
 from uwsgi_tasks.redis.script import Reply, Word
 from uwsgi_tasks.redis.waiter import Behind
 
@@ -140,8 +140,8 @@ class Supply:
         return self._taken(step, sent)
 
     def _planned(self, most: int, ends: Sequence[End] = ()) -> _Sent:
-        places = places_of(self._order(), ends) if ends else self._order()
-        return _Sent(places, most, self._token(), ends, time.monotonic())
+        # What has ended has come from one of these, too.
+        return _Sent(self._order(), most, self._token(), ends, time.monotonic())
 
     def _taken(self, step: Step, sent: _Sent) -> Step:
         """Have what a step has brought be run; its leases may have begun when it was sent."""
