@@ -168,6 +168,15 @@ def test_at_any_other_time_nobody_waits(uwsgis_clock, monkeypatch):
 
 
 @linux
+def test_nobody_waits_for_a_clock_that_there_is_not(monkeypatch):
+    def has_none(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(module.time, "clock_gettime", has_none)
+    assert settle() is None
+
+
+@linux
 def test_nobody_waits_for_long_for_a_clock_that_was_put_back(uwsgis_clock):
     uwsgis_clock[:] = [3.0]
     assert settle() is None
