@@ -31,8 +31,8 @@ _AT_ONCE = 65_536
 """Bytes that one write puts into a file, or not at all."""
 _TRIES = 5
 _TICK = 0.001
-_MOST_TICKS = 20
-"""A kernel that counts a hundred times a second is behind by ten of ours."""
+_LATE = 0.02
+"""Seconds; a kernel that counts a hundred times a second is behind by half of it at most."""
 _COARSE_CLOCK = 5
 """Linux: the time of the kernel's last tick, which is what time() returns to uWSGI."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -158,13 +158,13 @@ def settle() -> None:
     It passes over a file, or the folder of a priority, from a second that has not begun by its
     clock. From Linux 6.13 on, what was written after that clock's last tick can be from there.
     """
-    if not sys.platform.startswith("linux"):
+    now = time.time()
+    if now % 1.0 > _LATE or not sys.platform.startswith("linux"):
         return
-    written = int(time.time())
     # A sandbox may have no such clock; then its files have no finer one either.
     with contextlib.suppress(OSError):
-        for _ in range(_MOST_TICKS):
-            if int(time.clock_gettime(_COARSE_CLOCK)) >= written:
+        for _ in range(int(_LATE / _TICK)):
+            if time.clock_gettime(_COARSE_CLOCK) >= int(now):
                 return
             time.sleep(_TICK)
 

@@ -136,9 +136,9 @@ def test_what_is_no_spool_file_is_refused(content):
 
 @pytest.fixture
 def uwsgis_clock(monkeypatch):
-    """The seconds that uWSGI sees, one a look, while it is 100.5 for us; for ever the last one."""
+    """The seconds that uWSGI sees, one a look, and then for ever the last; for us it is 100.005."""
     seen = [100]
-    monkeypatch.setattr(module.time, "time", lambda: 100.5)
+    monkeypatch.setattr(module.time, "time", lambda: 100.005)
     monkeypatch.setattr(
         module.time, "clock_gettime", lambda _: seen.pop(0) if len(seen) > 1 else seen[0]
     )
@@ -162,13 +162,18 @@ def test_who_has_written_as_a_second_began_waits_for_uwsgis_clock(uwsgis_clock):
 
 
 @linux
-def test_at_any_other_time_nobody_waits(uwsgis_clock, monkeypatch):
+@pytest.mark.parametrize(("now", "seen"), [(100.005, 100.004), (100.03, 99.99)])
+def test_at_any_other_time_nobody_waits(uwsgis_clock, monkeypatch, now, seen):
+    uwsgis_clock[:] = [seen]
+    monkeypatch.setattr(module.time, "time", lambda: now)
     monkeypatch.setattr(module.time, "sleep", pytest.fail)
     assert settle() is None
 
 
 @linux
 def test_nobody_waits_for_a_clock_that_there_is_not(monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 100.005)
+
     def has_none(_):
         raise OSError(errno.EINVAL, "Invalid argument")
 
