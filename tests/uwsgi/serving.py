@@ -41,6 +41,12 @@ SPAWNED = {  # what uWSGI's log says of each kind
 }
 
 
+def event_in(line: bytes) -> dict[str, Any]:
+    """Return the event in a line; who was killed as it wrote has left a part of one before it."""
+    found: dict[str, Any] = json.loads(line[line.rindex(b'{"event": ') :])
+    return found
+
+
 class CallError(AssertionError):
     """A call in the worker raised; `.name` is the class of what it raised."""
 
@@ -260,7 +266,7 @@ class Server:
             with self._events_file.open("rb") as file:
                 file.seek(self._events_read)
                 whole = file.read().rpartition(b"\n")[0].splitlines(keepends=True)
-            self._events += map(json.loads, whole)
+            self._events += map(event_in, whole)
             self._events_read += sum(map(len, whole)) + bool(whole)
         return [event for event in self._events if name in (None, event["event"])]
 

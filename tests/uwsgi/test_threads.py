@@ -391,7 +391,7 @@ def test_a_grace_beyond_the_mercy_of_uwsgi_ends_before_that(serve):
     server = serve(
         SOURCE,
         spoolers=0,
-        options=["--worker-reload-mercy", "2"],
+        options=["--worker-reload-mercy", "4"],
         env={"UWSGI_TASKS_THREAD_GRACE": "3600"},
     )
     submit_hold(server, "never")

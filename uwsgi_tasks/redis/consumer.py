@@ -389,13 +389,16 @@ class Consumer:
             self._flush()
         if not self._is_away:
             self._supply.give_back_unheard()
-        self._hear_next(_STUCK)
         first = next(iter(tuple(self._ahead)), None)
-        if first is None or (now < first.since + _STUCK and not self._stopping):
-            return
-        if None in self._running and not (self._stopping or self._gate.is_closed):
-            return
-        self._supply.give_back_ahead()
+        is_stuck = (
+            first is not None
+            and now > first.since + _STUCK
+            and (None not in self._running or self._gate.is_closed)
+        )
+        self._hear_next(0.0 if is_stuck or self._stopping else _STUCK)
+        # All at once, in its order, where nobody is in a hurry to have it.
+        if is_stuck or (self._stopping and not self._supply.expects_more):
+            self._supply.give_back_ahead()
 
     def _hear_next(self, older: float = 0.0, patience: float = 0.0) -> None:
         """Take what Redis has claimed for us, where nobody comes by to hear of it."""

@@ -179,6 +179,11 @@ class Supply:
             self._lose_next()
             raise
 
+    @property
+    def expects_more(self) -> bool:
+        """Is there a step of which we have not heard?"""
+        return self._next is not None
+
     def hear_next(self, older: float = 0.0, patience: float = 0.0) -> Step:
         """Hear of the step that was sent, if that was *older* seconds ago or more.
 
