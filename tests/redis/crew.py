@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.uwsgi.serving import event_in
 from tests.uwsgi_coverage import environment
 from uwsgi_tasks.model import Sizes
 from uwsgi_tasks.redis.client import Client
@@ -158,7 +159,7 @@ class Crew:
         if not self._events_file.exists():
             return []
         lines = self._events_file.read_bytes().split(b"\n")[:-1]
-        found = [json.loads(line) for line in lines]
+        found = map(event_in, lines)
         return [event for event in found if event["event"] in names or not names]
 
     @property

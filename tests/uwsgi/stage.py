@@ -28,7 +28,7 @@ def where():
 
 
 def record(event, **data):
-    """Append one line to the file of events, whole or not at all."""
+    """Append one line to the file of events."""
     line = {"event": event, "where": where(), "pid": os.getpid(), "time": time.time(), **data}
     fd = os.open(os.environ["STAGE_EVENTS"], os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
     try:
