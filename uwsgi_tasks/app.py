@@ -347,17 +347,17 @@ class App:
             return self._executors[name]
 
     def _listen(self, executor: Executor) -> None:
-        tracks, ledger = executor.tracks, self._ledger
+        ledger = self._ledger
 
-        # Where it does not track the job, it is the store that may know, in another process.
+        # In its own process it may know; in all others it is the store that does.
         def advance(job: Job, done: float, total: float | None) -> None:
             executor.show_progress(job, done, total)
-            if not tracks or job.is_once:
+            if not executor.follows(job):
                 ledger.show_progress(job, done, total)
 
         def asked(job: Job) -> Stop:
             stop = executor.asked(job)
-            return ledger.asked(job) if not stop and (not tracks or job.is_once) else stop
+            return stop if stop or executor.follows(job) else ledger.asked(job)
 
         executor.listen(
             Worker(
@@ -376,7 +376,7 @@ class App:
                 ledger=self._ledger,
                 settings=self._read_settings,
                 limit=self.server.end_after if executor.needs_server else executor.limit,
-                tracks=tracks,
+                tracks=executor.tracks,
                 onion=self._onion,
                 plain=executor.plain,
                 is_threaded=executor.is_threaded,

@@ -37,8 +37,6 @@ _PURGE = 60.0
 """Seconds after which a process that saves results deletes some that have expired."""
 _OFTEN = 0.2
 """Seconds between two questions to the store by one running job."""
-_MOST_ASKED = 1000
-"""Jobs of which the answers are kept: many more than run at a time."""
 
 
 class Place(Protocol):
@@ -50,6 +48,12 @@ class Place(Protocol):
     @property
     def is_near(self) -> bool:
         """Is the store in use here, or was it asked for?"""
+
+
+class _Asked(threading.local):
+    """Of which job this thread has asked the store last, when, and what it said."""
+
+    last: tuple[str, float, Stop] = ("", 0.0, Stop.NOT)
 
 
 class Ledger:
@@ -75,8 +79,7 @@ class Ledger:
         self._owed: deque[Callable[[], object]] = deque()
         self._catching: dict[int, threading.RLock] = {}
         self._purged_at = float("-inf")
-        self._asked: dict[str, tuple[float, Stop]] = {}
-        """Of running jobs, by their ids: when the store was asked, and what it said."""
+        self._asked = _Asked()
 
     # ---- the way of a job -------------------------------------------------------------------
 
@@ -284,9 +287,11 @@ class Ledger:
         )
 
     def _ask(self, job: Job, question: Callable[[], Stop], *, always: bool = False) -> Stop:
-        at, known = self._asked.get(job.id, (float("-inf"), Stop.NOT))
+        id, at, known = self._asked.last  # noqa: A001  the job's
         now = time.monotonic()
-        if now < at + _OFTEN and not always:
+        if id != job.id:
+            known = Stop.NOT
+        elif now < at + _OFTEN and not always:
             return known
         try:
             known = question()
@@ -297,9 +302,7 @@ class Ledger:
                 one_line(error),
                 extra=of(job),
             )
-        if len(self._asked) > _MOST_ASKED:
-            self._asked.clear()
-        self._asked[job.id] = now, known
+        self._asked.last = (job.id, now, known)
         return known
 
     # ---- counts -----------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def write(folder: Path, name: str, content: bytes, *, durable: bool = False) -> 
 
 
 def settle() -> None:
-    """Wait until uWSGI runs what was just written: at the end of a second, for milliseconds.
+    """Wait until uWSGI runs what was just written: as a second begins, for milliseconds.
 
     It passes over a file, or the folder of a priority, from a second that has not begun by its
     clock. From Linux 6.13 on, what was written after that clock's last tick can be from there.

@@ -110,7 +110,7 @@ class Submitting:
     @contextlib.contextmanager
     def _queued(self, jobs: Sequence[Job], executor: Executor | None) -> Iterator[None]:
         """Have the store know of *jobs*, for as long as they are not refused, if it must."""
-        is_known = executor is not None and executor.tracks and not jobs[0].is_once
+        is_known = executor is not None and executor.follows(jobs[0])
         if is_known or not jobs[0].result_ttl:
             yield
             return

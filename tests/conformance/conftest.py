@@ -318,6 +318,13 @@ class Restless:
     def __init__(self, consumer):
         self._consumer = consumer
 
+    @classmethod
+    def within(cls, consumer):
+        """Have *consumer* end when there is nothing to do; return it."""
+        consumer._supply._waiter.close()
+        consumer._supply._waiter = cls(consumer)
+        return consumer
+
     def wait(self, _seconds):
         self._consumer.stop()
 
@@ -372,9 +379,7 @@ class Redis(Carrier):
         queues = self._queues(self.app)
         served = [(name, None) for name in queues.names()] or [("default", None)]
         consumer = self.app.consume(Consuming(queues=served))
-        consumer._supply._waiter.close()
-        consumer._supply._waiter = Restless(consumer)
-        consumer.run()
+        Restless.within(consumer).run()
 
     def wait(self, seconds):
         self.clock.advance(seconds)

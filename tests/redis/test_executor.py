@@ -91,9 +91,7 @@ class Shop(App):
 
     def work(self, *names, **consuming):
         """Run all that is due; return who has."""
-        consumer = self.worker(*names, **consuming)
-        consumer._supply._waiter.close()
-        consumer._supply._waiter = Restless(consumer)
+        consumer = Restless.within(self.worker(*names, **consuming))
         consumer.run()
         return consumer
 
@@ -705,9 +703,7 @@ def test_what_was_cancelled_while_it_ran_does_not_run_again(app, how):
 
 def eager(app, *names, **consuming):
     """A worker that takes many at a time from the start, as one does whose jobs are quick."""
-    consumer = app.worker(*names, **consuming)
-    consumer._supply._waiter.close()
-    consumer._supply._waiter = Restless(consumer)
+    consumer = Restless.within(app.worker(*names, **consuming))
     consumer._supply._mean, consumer._supply._batch = 1e-6, 50
     return consumer
 
@@ -1023,6 +1019,27 @@ def test_a_worker_that_ends_tells_what_a_step_has_not_told_of_which_it_never_hea
     supply.close()
     assert app.queues.sizes("default") == (380, 0, 0)
     assert "lease was over" not in caplog.text
+
+
+def test_what_redis_claims_of_a_step_ahead_after_it_was_given_up_is_given_back(app):
+    """As packets do that were under way when the connection broke."""
+    send, _ = noting(app)
+    send.map(range(400))
+    supply = eager(app)._supply
+    supply._batch, sent = 5, []
+
+    def lose(words):
+        sent.append(words)
+        raise RedisAway("nothing comes back")
+
+    supply._later.ask = lose
+    supply.step()
+    supply.give_back_unheard(always=True)
+    app.queues.client.call(*sent[0])
+    assert app.queues.sizes("default") == (300, 0, 100)
+    supply.give_back_unheard(always=True)
+    supply.close()
+    assert app.queues.sizes("default") == (380, 0, 20)
 
 
 def test_what_is_told_twice_because_nobody_heard_of_it_is_no_lost_lease(app, caplog):

@@ -429,6 +429,21 @@ def test_a_job_that_tells_of_itself_learns_what_it_was_asked_for(ledger, store, 
     assert (ledger.asked(JOB), store.asked.count("get")) == (Stop.ASKED, before)
 
 
+def test_jobs_of_several_threads_ask_no_more_often_than_one_each(ledger, store, clock):
+    others = JOB._replace(id="3f-9")
+
+    def ask(job):
+        return lambda: [ledger.asked(job) for _ in range(5)]
+
+    for _ in range(2):
+        ask(JOB)()
+        thread = threading.Thread(target=ask(others))
+        thread.start()
+        thread.join()
+    # Once here, and once in each thread.
+    assert store.asked.count("get") == 3
+
+
 def test_what_one_job_was_asked_for_is_not_asked_of_the_next(ledger, store, clock, caplog):
     ledger.queued(JOB, "mule")
     ledger.starts(JOB)

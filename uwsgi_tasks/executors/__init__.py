@@ -230,6 +230,10 @@ class Executor(ABC):
 
     # ---- what waits and runs, where it `tracks` that -----------------------------------------
 
+    def follows(self, job: Job) -> bool:
+        """Does it know where *job* stands from its call to its end? Else the store must."""
+        return self.tracks and not job.is_once
+
     def find(self, id: str) -> Standing | None:  # noqa: A002, ARG002  the job's
         """Return where a job stands that has not ended; None if it is not here."""
         return None

@@ -16,7 +16,7 @@ from uwsgi_tasks.redis.handling import Handling
 from uwsgi_tasks.redis.holdings import Held, Holdings
 from uwsgi_tasks.redis.presence import Presence
 from uwsgi_tasks.redis.queues import Queues, Step
-from uwsgi_tasks.redis.supply import NOTHING, Supply
+from uwsgi_tasks.redis.supply import NOTHING, SOON, Supply
 from uwsgi_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ _TICK = 0.02
 """Seconds between two looks at what runs, while anything does."""
 _DOZE = 0.25
 """The same while nothing does."""
-_SOON = 1.0
-"""Seconds in which the reply to what was sent ahead is to come where there is no time to wait."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _DOUBTS = 2
@@ -185,7 +183,7 @@ class Consumer:
             return False
         # Nothing more is to come here meanwhile, and nothing to lie here.
         self._supply.wake()
-        self._hear_next(patience=_SOON)
+        self._hear_next(patience=SOON)
         try:
             self._supply.give_back_ahead()
             held.is_lost = not self._queues.runs_alone(held.claim)
@@ -350,7 +348,7 @@ class Consumer:
             if self._stopping and not self._over.is_set():
                 self._over.wait(_TICK)
         try:
-            self._hear_next(patience=_SOON)
+            self._hear_next(patience=SOON)
             self._flush()
             self._tidy(time.monotonic())
             self._supply.give_back_all()
@@ -439,7 +437,7 @@ class Consumer:
         self._stopping = True
         self._supply.forget_question()
         try:
-            self._hear_next(patience=_SOON)
+            self._hear_next(patience=SOON)
             self._flush()
             self._supply.give_back([*left, *self._ahead])
             self._supply.give_back_all()

@@ -26,7 +26,7 @@ _WEIGHT = 0.1
 """Of the last run, in the mean of how long they take."""
 _SILENT = 15.0
 """Seconds after which a reply that has not come never will."""
-_SOON = 1.0
+SOON = 1.0
 """Seconds in which Redis is to answer where there is more to do, as in a worker that stops."""
 _IDLE = 5.0
 """Seconds after which who sleeps looks by itself: nobody is told of a lease that has begun."""
@@ -258,7 +258,7 @@ class Supply:
             if self._waiter.wait(_IDLE if seconds is None else min(seconds, _IDLE)):
                 return
             if is_over():
-                self._waiter.withdraw(_SOON)
+                self._waiter.withdraw(SOON)
             else:
                 self._waiter.withdraw()
         finally:
