@@ -37,6 +37,8 @@ _LONGEST_LOOK = 3600.0
 """Seconds between two looks at what is due: a poll takes no more than some weeks."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _PR_SET_PDEATHSIG = 1
+_A_SHOW = 0.1
+"""Seconds between two processes that show their stacks: they write word by word, into one file."""
 _FRESH = 5.0
 """Seconds for which a sign of life holds."""
 
@@ -122,6 +124,8 @@ class Processes:
         self._poll.register(self._hears, select.POLLIN)
         self._told_at: float | None = None
         self._kill_at = float("inf")
+        self._to_show: list[_Child] = []
+        self._show_at = float("inf")
         self._code = 0
         self.is_to_reload = False
         """Has it ended in order to start anew?"""
@@ -170,6 +174,8 @@ class Processes:
             self._poll.poll(max(0.0, min(left, _LONGEST_LOOK) * 1000))
             for number in self._heard():
                 self._heed(number)
+            if time.monotonic() >= self._show_at:
+                self._have_next_show()
             if time.monotonic() >= self._kill_at:
                 self._kill()
 
@@ -181,7 +187,9 @@ class Processes:
     def _heed(self, number: int) -> None:
         now = time.monotonic()
         if number == STACKS:
-            self._tell(STACKS)
+            # Who asks again while they answer is answered once.
+            if not self._to_show:
+                self._to_show, self._show_at = list(self._children), now
         elif number in self._ends and self._told_at is not None:
             if now > self._told_at + AGAIN:
                 self._kill()
@@ -202,13 +210,15 @@ class Processes:
 
     def _next_due(self) -> float:
         dues = [child.due for child in self._children if not (child.pid or self._is_ending)]
-        return min([self._kill_at, *dues])
+        return min([self._kill_at, self._show_at, *dues])
 
     def _tell(self, number: int) -> None:
         for child in self._children:
-            if child.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, number)
+            _tell(child, number)
+
+    def _have_next_show(self) -> None:
+        _tell(self._to_show.pop(0), STACKS)
+        self._show_at = time.monotonic() + _A_SHOW if self._to_show else float("inf")
 
     def _start_due(self) -> None:
         for child in self._children:
@@ -282,6 +292,12 @@ class Processes:
                 pid, status = os.waitpid(child.pid, os.WNOHANG)
                 if pid:
                     yield child, status
+
+
+def _tell(child: _Child, number: int) -> None:
+    if child.pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
 
 
 def _take_note(_number: int, _frame: FrameType | None) -> None:

@@ -264,3 +264,24 @@ def test_a_fork_that_fails_is_tried_again(start):
 
     assert parent.end() == (0, False)
     assert parent.log.count("could not be started: [Errno 11]") == 2
+
+
+def test_they_show_what_they_do_one_after_the_other(start):
+    parent = start("""
+        def work(is_well):
+            signal.signal(signal.SIGUSR2, lambda *_: say(event="shows"))
+            wait(is_well)
+
+        from uwsgi_tasks import processes
+        processes._A_SHOW = 1
+        herd = Processes(3, work, 10)
+    """)
+    parent.wait_for("waits", 3)
+    parent.tell(signal.SIGUSR2)
+    shown = parent.wait_for("shows", 3)
+    parent.tell()
+
+    assert parent.end() == (0, False)
+    assert len({one["pid"] for one in shown}) == 3
+    # Told two seconds apart, the first a little late.
+    assert shown[2]["at"] - shown[0]["at"] > 1
