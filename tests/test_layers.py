@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "uwsgi_tasks"
 # What begins with an underscore is no backend, but shared by some of them.
 LAYERS = {
     "errors": 0,
+    "ending": 0,
     "model": 0,
     "times": 1,
     "ini": 1,
