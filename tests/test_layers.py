@@ -71,6 +71,7 @@ LAYERS = {
     "redis.handling": 6,
     "redis.supply": 6,
     "redis.consumer": 7,
+    "data_items": 1,
     "data_queue": 3,
     "health": 1,
     "json_text": 0,

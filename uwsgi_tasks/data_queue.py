@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import re
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import EllipsisType
 from typing import Any, NamedTuple
 
-from uwsgi_tasks import json_text
-from uwsgi_tasks.errors import InvalidTask, NotJson, RedisAway
+from uwsgi_tasks import data_items
+from uwsgi_tasks.data_items import MICRO, DataEntry, ItemId
+from uwsgi_tasks.errors import InvalidTask, RedisAway
 from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.redis.script import Redis, Reply, Script, Waiting, prefix
 from uwsgi_tasks.times import seconds
@@ -25,13 +24,12 @@ log = logging.getLogger(__name__)
 
 Seconds = float | timedelta
 
-_MICRO = 1_000_000
 _MOST = 1000
 """Items of one step; Lua takes a few thousand arguments, and Redis does nothing else meanwhile."""
 _PAGE = 100
 _LOOK = 1.0
 """Seconds after which who waits looks again: of a lease that began later nobody tells them."""
-_CARRY = 60 * _MICRO
+_CARRY = 60 * MICRO
 """Microseconds that carrying dead items to another queue may take."""
 _LONGEST = 1e9
 """Seconds: what is later than that, Redis could not tell from its neighbours."""
@@ -39,39 +37,10 @@ _NAMED = 10
 """Ids that a line in the log names."""
 _STATES = ("waiting", "held", "delayed")
 _NAME = re.compile(r"[^\s{}]{1,200}")
-_NO_HEAD = [""] * 5
-"""What the head of an entry has not, which nobody has read, or which has no id."""
-_RECEIPT = re.compile(r"\w+(\.\d+){3}\.\w+(\.\S+)?")
 _PUT, _GET, _DONE, _REFRESH, _GIVE_BACK, _REQUEUE, _LOOK_AT, _SIZES, _CLEAR = (
     Script.load(f"data_{name}.lua")
     for name in ("put", "get", "done", "refresh", "give_back", "requeue", "look", "sizes", "clear")
 )
-
-
-class ItemId(str):
-    """The id of an item, and a text like any other; from `get` it carries the receipt as well."""
-
-    __slots__ = ("receipt",)
-
-    receipt: str
-    """What shows that the item is its reader's to finish: a text, which may travel to another
-    process. Empty where nothing is held."""
-
-
-class DataEntry(NamedTuple):
-    """An item as `DataQueue.look` shows it."""
-
-    id: str
-    item: Any
-    state: str
-    """``waiting``, ``held`` or ``delayed``."""
-    attempts: int
-    """How often it was given out; of a dead one, before it died."""
-    due: datetime | None
-    """When its lease or its delay ends."""
-    died_at: datetime | None
-    queue: str
-    """The one in which it died; empty if it has not."""
 
 
 class Sizes(NamedTuple):
@@ -115,7 +84,7 @@ class _Place:
 
     def settle(self, script: Script, items: Iterable[str], *args: int) -> set[str]:
         """Let *script* end or change the leases of *items*; return those that were still held."""
-        held, kept = _held(items), set[str]()
+        held, kept = data_items.held(items), set[str]()
         for some in _thousands(held):
             lost = {one.decode() for one in self.run(script, *args, *(one.receipt for one in some))}
             kept.update(one for one in some if one.receipt not in lost)
@@ -123,11 +92,7 @@ class _Place:
 
     def adopt(self, pairs: Iterable[tuple[str, bytes]], *, alive: bool = False) -> None:
         """Put what another place gave out: receipts, and entries. Nobody has read it here yet."""
-        entries = []
-        for receipt, entry in pairs:
-            item, _, _, _, _, *death = receipt.split(".", 5)
-            head = item if alive else ".".join([item, *"0000", *death])
-            entries.append(b"%b %b" % (head.encode(), entry.partition(b" ")[2]))
+        entries = (data_items.fresh(receipt, entry, alive=alive) for receipt, entry in pairs)
         self.run(_PUT, 0, *entries)
 
 
@@ -216,9 +181,9 @@ class DataQueue:
         if isinstance(items, (str, bytes, dict)):
             raise InvalidTask(f"put() takes a list of items, not {type(items).__name__}: [item]")
         wait = _micros(delay, "delay")
-        texts = _encoded(items, self.name)
-        ids = _new_ids(len(texts))
-        entries = _entries(ids, texts)
+        texts = data_items.encode(items, self.name)
+        ids = data_items.new_ids(len(texts))
+        entries = data_items.entries(ids, texts)
         for start in range(0, len(entries), _MOST):
             try:
                 self._place.run(_PUT, wait, *entries[start : start + _MOST])
@@ -269,11 +234,11 @@ class DataQueue:
     def _take(self, n: int, lease: int) -> tuple[dict[ItemId, Any], float]:
         """Return what there is, and the seconds after which there may be more."""
         receipts, entries, pause = self._step(n, lease)
-        ids = [_item_id(receipt) for receipt in receipts]
+        ids = [data_items.item_id(receipt) for receipt in receipts]
         if not lease:
             for one in ids:
                 one.receipt = ""
-        values = _decoded([entry.partition(b" ")[2] for entry in entries])
+        values = data_items.decode(entries)
         return dict(zip(ids, values, strict=True)), pause
 
     def _step(self, n: int = 0, lease: int = 0) -> tuple[list[str], list[bytes], float]:
@@ -281,13 +246,13 @@ class DataQueue:
         more, entries = 1, list[bytes]()
         while more and not entries:
             more, pause, has_dead, dropped, receipts, entries = self._place.run(
-                _GET, n, lease, f"{self._policy}.{_token(6)}", self.name
+                _GET, n, lease, f"{self._policy}.{data_items.token(6)}", self.name
             )
             if dropped:
                 self._tell(dropped)
             if has_dead and self._other:
                 self._carry(self._other)
-        wait = _LOOK if pause < 0 else min(_LOOK, pause / _MICRO)
+        wait = _LOOK if pause < 0 else min(_LOOK, pause / MICRO)
         return receipts.decode().split(), entries, wait
 
     def _tell(self, dropped: Sequence[bytes]) -> None:
@@ -349,7 +314,7 @@ class DataQueue:
         own = self._dead_place
         try:
             while True:
-                found = own.run(_GET, _MOST, _CARRY, f".0.0.{_token(6)}", self.name)
+                found = own.run(_GET, _MOST, _CARRY, f".0.0.{data_items.token(6)}", self.name)
                 receipts, entries = found[4].decode().split(), found[5]
                 if not entries:
                     return
@@ -388,7 +353,7 @@ class DataQueue:
     def _fetch(self, items: Iterable[str], other: _Place) -> set[str]:
         """Bring dead items back from the queue of another name."""
         fetched = set[str]()
-        for some in _thousands(_held(items)):
+        for some in _thousands(data_items.held(items)):
             other.settle(_REFRESH, some, _CARRY)
             key, receipts = f"{other.base}:held", [one.receipt for one in some]
             entries = other.client().call("HMGET", key, *receipts)
@@ -428,7 +393,7 @@ class DataQueue:
             while cursor != b"":
                 cursor, *columns = self._place.run(_LOOK_AT, each, cursor or "", _PAGE)
                 for head, payload, at in zip(*columns, strict=True):
-                    yield _entry(each, head.decode(), payload, at)
+                    yield data_items.show(each, head.decode(), payload, at)
 
     def clear(self) -> int:
         """Take all items away for good, but not the dead ones; return how many."""
@@ -469,118 +434,13 @@ def _check_name(name: object) -> None:
         )
 
 
-def _token(size: int) -> str:
-    """Return letters and digits, as many as stand for *size* bytes, that nobody has had before."""
-    return b64encode(os.urandom(size), b"ab").decode()
-
-
-def _new_ids(size: int) -> list[str]:
-    # Not by a counter of Redis: one that has lost its memory would give them anew. In the order
-    # of texts, too: so Redis orders those that are due in the same moment.
-    pattern = f"{_token(9)}%0{len(f'{size:x}')}x"
-    return [pattern % number for number in range(size)]
-
-
 def _micros(value: Seconds, name: str) -> int:
     found = seconds(value, name)
     if found > _LONGEST:
         raise InvalidTask(f"{name} must not be longer than {_LONGEST:.0f} seconds: {value!r}")
-    return math.ceil(found * _MICRO)
-
-
-def _held(items: Iterable[str]) -> list[ItemId]:
-    """Return the ids of *items* that their reader may hold."""
-    if isinstance(items, str):
-        raise InvalidTask(f"this takes a list of ids, not one: [{items!r}]")
-    found = []
-    for one in items:
-        if isinstance(one, ItemId):
-            held = one
-        elif isinstance(one, str) and _RECEIPT.fullmatch(one):
-            held = _item_id(one)
-        else:
-            raise InvalidTask(
-                f"{one!r} does not say who holds the item: pass the ids that get() returned, or "
-                "their .receipt"
-            )
-        if held.receipt:
-            found.append(held)
-    return found
+    return math.ceil(found * MICRO)
 
 
 def _thousands(items: list[ItemId]) -> Iterator[list[ItemId]]:
     for start in range(0, len(items), _MOST):
         yield items[start : start + _MOST]
-
-
-def _item_id(receipt: str) -> ItemId:
-    found = ItemId(receipt.partition(".")[0])
-    found.receipt = receipt
-    return found
-
-
-# ---- items ----------------------------------------------------------------------------------
-
-
-def _encoded(items: Iterable[Any], name: str) -> list[str]:
-    """Return *items* as JSON. Raises NotJson if one of them would not come out as it goes in."""
-    found = []
-    for number, item in enumerate(items, 1):
-        try:
-            why = "" if type(item) in json_text.PLAIN else json_text.unfit(item, exact=False)
-            why = why.replace(" builtins.", " ")
-            if not why:
-                found.append(json_text.encode(item))
-        except RecursionError:
-            why = "itself, or too much within one another"
-        except ValueError as error:
-            why = f"a number: {error}"
-        if why:
-            raise NotJson(
-                f"data queue {name}: item {number} cannot be written as JSON, it holds {why}; put "
-                "what that is made of, such as a text or a number. None of them was put"
-            )
-    return found
-
-
-def _entries(ids: Sequence[str], texts: Iterable[str]) -> list[bytes]:
-    try:
-        return [f"{one} {text}".encode() for one, text in zip(ids, texts, strict=True)]
-    except UnicodeEncodeError:
-        return _entries(ids, map(json_text.escaped, texts))
-
-
-def _decoded(payloads: Sequence[bytes]) -> list[Any]:
-    try:
-        # All at once: one by one takes three times as long.
-        found: list[Any] = json.loads(b"[%b]" % b",".join(payloads))
-    except (ValueError, RecursionError):
-        found = []
-    if len(found) == len(payloads):
-        return found
-    return [_value(payload) for payload in payloads]
-
-
-def _value(payload: bytes) -> Any:
-    try:
-        return json.loads(payload)
-    except (ValueError, RecursionError):
-        return payload
-
-
-def _entry(state: str, head: str, payload: bytes, at: bytes) -> DataEntry:
-    item, used, _, _, _, death = [*head.split(".", 5), *_NO_HEAD][:6]
-    died, times, queue = death.split(".", 2) if death else ("", used, "")
-    return DataEntry(
-        id=item,
-        item=_value(payload),
-        state=state,
-        attempts=int(times or 0),
-        due=_time(at),
-        died_at=_time(died),
-        queue=queue,
-    )
-
-
-def _time(micros: bytes | str) -> datetime | None:
-    return datetime.fromtimestamp(float(micros) / _MICRO, UTC) if micros else None
