@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import time
 import traceback
@@ -12,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from types import CoroutineType
 from typing import Any
 
-from uwsgi_tasks import codec, log_lines
+from uwsgi_tasks import calling, codec, log_lines
 from uwsgi_tasks.current import CurrentTask, Surroundings, alone, current_task
 from uwsgi_tasks.errors import (
     DecodeError,
@@ -31,7 +29,6 @@ from uwsgi_tasks.errors import (
 from uwsgi_tasks.interrupts import Interruptible
 from uwsgi_tasks.ledger import Ledger
 from uwsgi_tasks.limits import alarm
-from uwsgi_tasks.loop import run_coroutine
 from uwsgi_tasks.model import DeadLetter, Job, Result, State, Stop
 from uwsgi_tasks.onion import Onion
 from uwsgi_tasks.settings import Settings
@@ -131,11 +128,11 @@ class Worker:
         began = time.time()
         try:
             if "django.db" in sys.modules:
-                _renew_connections()
+                calling.renew_connections()
             if job.working_dir is not None:
-                _change_directory(job, job.working_dir)
+                calling.change_directory(job, job.working_dir)
             value, error = (
-                self._attempt(task, job, current) if asks or wraps else _attempt(task, job)
+                self._attempt(task, job, current) if asks or wraps else calling.call(task, job)
             )
         # It was to be killed just before the function began, or just after it had returned.
         except TaskCancelled as cancelled:
@@ -171,12 +168,12 @@ class Worker:
         began = time.time()
         # In the background, where no request does so.
         if bury and "django.db" in sys.modules:
-            _renew_connections()
+            calling.renew_connections()
         try:
             value, raised = (
                 self._attempt(task, job, current)
                 if asks or wraps or self._is_threaded
-                else _attempt(task, job)
+                else calling.call(task, job)
             )
         finally:
             current_task.reset(token)
@@ -289,9 +286,9 @@ class Worker:
     ) -> tuple[Any, BaseException | None]:
         """Run the function, with all that is around it, and an end to it."""
         if not self._onion.wraps:
-            return self._limited(task, job, partial(_attempt, task, job))
+            return self._limited(task, job, partial(calling.call, task, job))
         with self._onion.attempt():
-            attempt = partial(_surrounded, self._onion, current, task, job)
+            attempt = partial(calling.call_through, self._onion, current, task, job)
             return self._limited(task, job, attempt)
 
     def _limited(
@@ -356,7 +353,7 @@ class Worker:
         trace = ""
         if verdict.state is State.FAILED:
             error = verdict.error or error or TasksError(f"{job}: {verdict.reason}")
-            trace = "".join(traceback.format_exception(*_from_the_task_on(error)))
+            trace = "".join(traceback.format_exception(*calling.from_the_task_on(error)))
             if bury:
                 self._fail(task, job, error, trace)
         if verdict.following is not None and job.unique is not None:
@@ -414,7 +411,7 @@ class Worker:
                 log_lines.one_line(job),
                 job.attempt,
                 log_lines.one_line(shown(error)),
-                exc_info=_from_the_task_on(error),
+                exc_info=calling.from_the_task_on(error),
                 extra=log_lines.of(job, self._executor),
             )
 
@@ -462,7 +459,7 @@ class Worker:
             ended,
             log_lines.one_line(letter.error),
             self._kept(letter),
-            exc_info=_from_the_task_on(error) if trace else None,
+            exc_info=calling.from_the_task_on(error) if trace else None,
             extra=log_lines.of(job, self._executor),
         )
 
@@ -494,88 +491,3 @@ def _encoded(job: Job, signer: Signer | None, *, pickles: bool) -> tuple[bytes, 
 def _speaks(task: Task[..., Any], current: CurrentTask) -> bool:
     """May the value that the task returned ask for another attempt?"""
     return task.options.is_judged or current.retry_count is not None
-
-
-def _surrounded(
-    onion: Onion,
-    current: CurrentTask,
-    task: Task[..., Any],
-    job: Job,
-    seconds: float | None = None,
-) -> tuple[Any, BaseException | None]:
-    """Make an attempt through the middlewares."""
-    if not onion.middlewares:
-        return _attempt(task, job, seconds)
-    ends_at = None if seconds is None else time.monotonic() + seconds
-    call = onion.around(current, partial(_called, task, job, seconds, ends_at))
-    try:
-        return call(), None
-    # The attempt, as below: what a middleware raises is how it ended.
-    except BaseException as error:  # noqa: BLE001
-        return None, error
-
-
-def _called(task: Task[..., Any], job: Job, seconds: float | None, ends_at: float | None) -> Any:
-    value = task.func(*job.args, **job.kwargs)
-    if type(value) is CoroutineType:
-        value = _awaited(value, seconds, ends_at)
-    return value
-
-
-def _from_the_task_on(error: BaseException) -> log_lines.Raised:
-    # Where there are middlewares, they and more of ours are above the task.
-    return log_lines.from_the_task_on(error, _called.__code__)
-
-
-def _attempt(
-    task: Task[..., Any], job: Job, seconds: float | None = None
-) -> tuple[Any, BaseException | None]:
-    try:
-        value = task.func(*job.args, **job.kwargs)
-        if type(value) is CoroutineType:
-            value = _awaited(value, seconds)
-    # The attempt: whatever a task raises, sys.exit() included, is how it ended.
-    except BaseException as error:  # noqa: BLE001
-        return None, error
-    return value, None
-
-
-def _awaited(
-    coroutine: CoroutineType[Any, Any, Any], seconds: float | None, ends_at: float | None = None
-) -> Any:
-    """Return what *coroutine* returns, which has until *ends_at*, or *seconds* from now."""
-    if seconds is None:
-        return run_coroutine(coroutine)
-    now = time.monotonic()
-    ends_at = now + seconds if ends_at is None else ends_at
-    try:
-        return run_coroutine(coroutine, max(ends_at - now, 0.0))
-    except TimeoutError as error:
-        if time.monotonic() < ends_at:
-            raise
-        raise TaskTimeout(f"it took longer than its timeout of {seconds:g} s") from error
-
-
-def _renew_connections() -> None:
-    """Close Django's connections that are broken or too old, as each request does.
-
-    Nothing else does so in a spooler or mule, where one that the database has closed would fail
-    every job from then on.
-    """
-    apps = sys.modules.get("django.apps")
-    if apps is not None and apps.apps.ready:
-        sys.modules["django.db"].close_old_connections()
-
-
-def _change_directory(job: Job, path: str) -> None:
-    """Go where the caller was; a directory that is gone is no reason to lose the job."""
-    try:
-        os.chdir(path)
-    except OSError as error:
-        log.warning(
-            "%s: working_dir %s: %s; it runs where it is",
-            log_lines.one_line(job),
-            path,
-            log_lines.one_line(error),
-            extra=log_lines.of(job),
-        )

@@ -21,6 +21,7 @@ from uwsgi_tasks import (
     RetryTaskException,
     SubmitError,
     attempts,
+    calling,
     get_current_task,
 )
 from uwsgi_tasks.attempts import Worker
@@ -464,7 +465,7 @@ def test_a_job_that_fails_is_a_dead_letter_with_all_that_is_known(run, graves):
 
 def test_a_traceback_begins_in_the_task(run, graves):
     run(fail)
-    assert attempts.__file__ not in graves.kept[0].traceback
+    assert calling.__file__ not in graves.kept[0].traceback
 
 
 def test_a_dead_letter_holds_a_job_that_can_be_run_again(run, graves):
@@ -487,7 +488,7 @@ def test_the_traceback_of_a_failure_begins_in_the_task_and_is_no_part_of_the_lin
     (record,) = caplog.records
     shown = logging.Formatter().formatException(record.exc_info)
     assert shown.startswith("Traceback")
-    assert ("in fail" in shown, attempts.__file__ in shown) == (True, False)
+    assert ("in fail" in shown, calling.__file__ in shown) == (True, False)
 
 
 @pytest.mark.parametrize("dead_letter", [True, False])
@@ -543,7 +544,7 @@ def test_a_task_that_wants_no_dead_letter_is_logged_all_the_same(run, graves, ca
         "shop.send[3f2c] failed in attempt 1: OSError: no such host; it is not kept"
     )
     assert "\nTraceback" in caplog.text
-    assert attempts.__file__ not in caplog.text
+    assert calling.__file__ not in caplog.text
 
 
 def test_a_job_that_is_tried_again_is_a_warning_without_a_traceback(run, caplog):
