@@ -172,12 +172,13 @@ class Crew:
         sizes = (queues.sizes(name) for name in {*queues.names(), *QUEUES.split(",")})
         return Sizes(*map(sum, zip(*sizes, strict=True)))
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = DEADLINE) -> None:
-        """Wait until *condition* holds; after so many seconds fail, and show the logs."""
+    def wait_for(self, condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
+        """Return the first true value of *condition*; fail, with the logs, if there is none."""
         deadline = time.monotonic() + seconds
-        while not condition():
+        while not (found := condition()):
             assert time.monotonic() < deadline, self._seen()
             time.sleep(0.02)
+        return found
 
     def _seen(self) -> str:
         """Return what there is, for whoever waits in vain."""

@@ -84,14 +84,20 @@ class Storm:
             time.sleep(self.rng.uniform(0, 0.4))
             self.redis.start()
             return
-        parents = [worker.pid for _, worker in self._slots]
-        pids = {pid for _, worker in self._slots for pid in worker.pids}
-        children = sorted(pids.difference(parents))
-        is_child = children and self.rng.random() < 0.25
-        victim = self.rng.choice(children if is_child else parents)
-        self.kills["worker" if victim in parents else "child"] += 1
+        kind = "child" if self.kills.total() % 5 == 2 else "worker"
+        among = self._children if kind == "child" else self._parents
+        victim = self.rng.choice(self.crew.wait_for(among))
+        self.kills[kind] += 1
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
+
+    def _parents(self):
+        return [worker.pid for _, worker in self._slots]
+
+    def _children(self):
+        self._tend()
+        pids = {pid for _, worker in self._slots for pid in worker.pids}
+        return sorted(pids.difference(self._parents()))
 
     def _tend(self):
         """Have another one take the place of each that is dead."""

@@ -227,11 +227,11 @@ def test_told_a_second_time_it_ends_at_once(shop, processes, threads):
     (event,) = shop.wait_for_events("gate begins")
     worker.tell()
     told = time.monotonic()
-    # Less than that is the same, told by several.
-    shop.wait_for(lambda: time.monotonic() > told + 0.7)
+    # Half a second or less is the same, told by several; and it may hear of the first one late.
+    shop.wait_for(lambda: time.monotonic() > told + 2)
     worker.tell(signal.SIGINT)
 
-    assert worker.wait(5) == 1
+    assert worker.wait() == 1
     shop.wait_for(lambda: not stat(event["pid"]) or stat(event["pid"])[0] == "Z")
     assert not shop.events("gate ends")
 
