@@ -81,6 +81,7 @@ LAYERS = {
     "signals": 4,
     "keeping": 5,
     "tracker": 5,
+    "checking": 5,
     "submitting": 6,
     "app": 7,
     "": 8,

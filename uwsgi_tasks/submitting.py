@@ -21,17 +21,12 @@ from uwsgi_tasks.onion import Onion
 from uwsgi_tasks.server import Server
 from uwsgi_tasks.settings import Settings
 from uwsgi_tasks.spool_file import pack_raw
-from uwsgi_tasks.task import Options, Task, options
+from uwsgi_tasks.task import UNREACHABLE, Options, Task, options
 from uwsgi_tasks.times import due
 from uwsgi_tasks.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-UNREACHABLE = (
-    "it cannot be imported by the process that shall run it: declare it at the top level of a "
-    "module that can be imported, or use executor=TaskExecutor.RUNTIME; name= is for a function "
-    "that the spoolers and mules have declared under that name"
-)
 _FLEETING = {TaskExecutor.AUTO, TaskExecutor.RUNTIME, TaskExecutor.THREAD}
 """Executors of dead letters whose process may be gone."""
 _RESUBMITTED = {

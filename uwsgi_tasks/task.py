@@ -36,6 +36,12 @@ class _Callers:
 
 
 CALLERS: Final = _Callers()
+UNREACHABLE = (
+    "it cannot be imported by the process that shall run it: declare it at the top level of a "
+    "module that can be imported, or use executor=TaskExecutor.RUNTIME; name= is for a function "
+    "that the spoolers and mules have declared under that name"
+)
+"""What is said of a task that travels and is not importable."""
 _LONGEST = 366 * 86_400
 """Seconds; more would not fit where uWSGI keeps the time at which it ends a process."""
 
