@@ -18,7 +18,7 @@ from stage import application_for, record, where
 
 from uwsgi_tasks import (
     Retry,
-    attempts,
+    calling,
     codec,
     configure,
     crashes,
@@ -123,7 +123,7 @@ watch(spool.SpoolDirectory, "expect", before="has delayed, and set no clock")
 watch(spool.SpoolDirectory, "_empty", before="is about to move in", after="has moved in")
 watch(crashes.Crashes, "settle", before="is about to settle", after="has settled")
 watch(codec, "decode", before="is about to decode", after="has decoded")
-watch(attempts, "_attempt", before="is about to call", after="has called")
+watch(calling, "call", before="is about to call", after="has called")
 watch(SqlStore, "save", before="is about to save the result", after="has saved the result")
 watch(SqlStore, "bury", before="is about to bury", after="has buried")
 watch(meter.Meter, "add", before="is about to count", after="has counted")
