@@ -294,6 +294,7 @@ class App:
                     self._onion.open,
                     executor.extend,
                     executor.holds,
+                    executor.is_ours,
                 ),
                 tasks=self.tasks,
                 find=self.find,

@@ -207,6 +207,11 @@ class Worker:
         """Write down what the store has missed while it was away, if it is back."""
         self._ledger.catch_up()
 
+    @property
+    def owes(self) -> bool:
+        """Is there anything that the store has missed?"""
+        return self._ledger.owes
+
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
         fields = log_lines.of(job, self._executor)
@@ -215,7 +220,7 @@ class Worker:
 
     def _end_cancelled(self, job: Job, error: BaseException | None = None) -> None:
         result = Result(state=State.CANCELLED, attempt=job.attempt, error=error)
-        self._ledger.ends(job, self._executor, result)
+        self._note_end(job, result)
         self._ledger.count(job.task, State.CANCELLED, 0.0, time.time())
 
     def reject(
@@ -362,8 +367,16 @@ class Worker:
         self._ledger.count(job.task, verdict.state, now - began, now)
         if job.result_ttl or job.unique is not None:
             kept = result if verdict.state is not State.SUCCEEDED else replace(result, error=None)
-            self._ledger.ends(job, self._executor, kept, trace=trace, started_at=began)
+            self._note_end(job, kept, trace=trace, started_at=began)
         return result, verdict.following
+
+    def _note_end(
+        self, job: Job, result: Result, *, trace: str = "", started_at: float | None = None
+    ) -> None:
+        is_ours = self._surroundings.is_ours
+        self._ledger.ends(
+            job, self._executor, result, trace=trace, started_at=started_at, is_ours=is_ours
+        )
 
     def _leave_to_others(self, job: Job, error: BaseException | None) -> tuple[Result, Job | None]:
         """Leave no trace of an attempt at a job that somebody else has by now."""
@@ -420,7 +433,7 @@ class Worker:
         self._write_letter(job, error, trace, "did not run to its end")
         self._ledger.count(job.task, State.FAILED, 0.0, time.time())
         result = Result(state=State.FAILED, attempt=job.attempt, error=error)
-        self._ledger.ends(job, self._executor, result, trace=trace)
+        self._note_end(job, result, trace=trace)
 
     def _end_of_the_unread(self, payload: bytes, reason: str) -> None:
         """Tell those who wait for a job that was never decoded, or killed its process."""

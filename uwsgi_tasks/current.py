@@ -37,6 +37,7 @@ class Surroundings:
     fixtures: Callable[[], Fixtures] = lambda: Fixtures({})
     extend: Callable[[Job], None] = lambda _job: None
     holds: Callable[[Job], bool] = lambda _job: True
+    is_ours: Callable[[Job], bool] = lambda _job: True
 
 
 class CurrentTask:

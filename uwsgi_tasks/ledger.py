@@ -113,12 +113,24 @@ class Ledger:
         *,
         trace: str = "",
         started_at: float | None = None,
+        is_ours: Callable[[Job], bool] = lambda _job: True,
     ) -> None:
-        """Remember how an attempt ended, if the job wants that; and give its unique key back."""
+        """Remember how an attempt ended, if the job wants that; and give its unique key back.
+
+        What the store does not take now, it is told when it is back, if the job *is_ours* still.
+        """
         if job.result_ttl:
-            self._save(job, executor, result.state, result, trace=trace, started_at=started_at)
+            self._save(
+                job,
+                executor,
+                result.state,
+                result,
+                trace=trace,
+                started_at=started_at,
+                is_ours=is_ours,
+            )
         if job.unique is not None and result.state.is_final:
-            self.release(job.id)
+            self.release(job.id, lambda: is_ours(job))
 
     def forget(self, id: str) -> None:  # noqa: A002  the job's
         """Forget how a job ended, which is to be submitted again. Raises StoreError."""
@@ -133,6 +145,7 @@ class Ledger:
         *,
         trace: str = "",
         started_at: float | None = None,
+        is_ours: Callable[[Job], bool] = lambda _job: True,
     ) -> None:
         error, outcome = None, None
         if result is not None:
@@ -165,7 +178,9 @@ class Ledger:
             self._store().save(record, _kept_for(job, state))
         except _AWAY as away:
             if state.is_final:
-                self._owe(lambda: self._store().save(record, _kept_for(job, state)))
+                self._owe(
+                    lambda: is_ours(job) and self._store().save(record, _kept_for(job, state))
+                )
             log.warning(
                 "%s: that it is %s could not be kept: %s",
                 one_line(job),
@@ -180,6 +195,11 @@ class Ledger:
     def _owe(self, write: Callable[[], object]) -> None:
         if len(self._owed) < _OWED:
             self._owed.append(write)
+
+    @property
+    def owes(self) -> bool:
+        """Is there anything that the store has missed?"""
+        return bool(self._owed)
 
     def catch_up(self) -> None:
         """Write how those jobs ended which did while the store was away, if it is back."""
@@ -258,12 +278,16 @@ class Ledger:
                 extra=of(job),
             )
 
-    def release(self, id: str) -> None:  # noqa: A002  the job's
+    def release(
+        self,
+        id: str,  # noqa: A002  the job's
+        is_ours: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Give the unique key of a job back, if it has one."""
         try:
             self._store().release_all(id)
         except _AWAY as error:
-            self._owe(lambda: self._store().release_all(id))
+            self._owe(lambda: is_ours() and self._store().release_all(id))
             log.warning(
                 "job %s: its unique key is held for up to a day if the store stays away: %s",
                 id,

@@ -272,12 +272,13 @@ class Processes:
         for child, status in self._ended():
             now = time.monotonic()
             code = os.waitstatus_to_exitcode(status)
-            if not self._is_ending:
+            if code or not self._is_ending:
                 log.log(
                     logging.WARNING if code else logging.INFO,
-                    "worker process %d has ended (%s); another one takes its place",
+                    "worker process %d has ended (%s)%s",
                     child.pid,
                     f"by signal {-code}" if code < 0 else f"code {code}",
+                    "" if self._is_ending else "; another one takes its place",
                 )
             child.pause = min(max(child.pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
             # One that has run as much as it may was no failure.

@@ -31,6 +31,7 @@ from uwsgi_tasks import (
 )
 from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.executors import Consuming
+from uwsgi_tasks.redis import consumer as consumer_module
 from uwsgi_tasks.redis.queues import End
 from uwsgi_tasks.server import Server
 
@@ -739,9 +740,9 @@ def test_what_was_claimed_ahead_cancelled_and_given_back_never_runs(app):
     assert (seen, handles[1].state) == (["first"], State.CANCELLED)
 
 
-def busy():
+def busy(seconds=20):
     """Run Python code until somebody ends it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -762,6 +763,27 @@ def test_what_runs_can_be_killed(app, threads):
         assert handle.wait(15, until=State.RUNNING)
         assert handle.cancel(kill=True)
         assert (ended, handle.state) == ([1], State.CANCELLED)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_killed_has_the_time_to_clean_up(app, threads):
+    cleaned = []
+
+    @app.declare(result_ttl=TTL)
+    def send():
+        try:
+            busy()
+        finally:
+            # For longer than it takes to ask once more what is to be killed.
+            busy(2.5)
+            cleaned.append(1)
+
+    with app.working("default", threads=threads):
+        handle = send()
+        assert handle.wait(15, until=State.RUNNING)
+        handle.cancel(kill=True)
+        until(lambda: handle.state is State.CANCELLED)
+    assert cleaned == [1]
 
 
 def test_a_task_that_turns_its_end_into_another_error_is_cancelled_all_the_same(app):
@@ -1717,6 +1739,26 @@ def test_what_does_not_end_within_the_grace_is_given_back_and_runs_again(app):
     assert (codes, claim.id, claim.crashes) == ([0], handle.id, 0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_runs_once_at_most_and_does_not_end_within_the_grace_is_a_dead_letter(app):
+    codes = []
+
+    def abandon(code):
+        codes.append(code)
+        raise SystemExit
+
+    @app.declare(lease=None, result_ttl=TTL)
+    def send():
+        consumer.stop(0.1)
+        until(lambda: codes)
+
+    consumer = app.worker("default", abandon=abandon)
+    handle = send()
+    consumer.run()
+    assert (codes, app.waiting()) == ([0], 0)
+    assert app.letters() == {handle.id: "TasksError: its worker had to end before it did"}
+
+
 # --- threads
 
 
@@ -1750,6 +1792,32 @@ def test_who_may_have_killed_two_workers_runs_while_nothing_else_does(app):
     with app.working("default", threads=3):
         until(lambda: app.waiting() == 0)
     assert seen == [["doubtful"]]
+
+
+def test_behind_a_long_job_nobody_waits_for_what_is_to_run_alone(app, monkeypatch):
+    monkeypatch.setattr(consumer_module, "_ALONE", (0.2, 0.4))
+    gate, inside, seen = threading.Event(), [], []
+
+    @app.declare
+    def send(name):
+        inside.append(name)
+        if name == "long":
+            gate.wait(30)
+        seen.append((name, list(inside)))
+        inside.remove(name)
+
+    with app.working("default", threads=2):
+        send("long")
+        until(lambda: inside == ["long"])
+        doubtful = send.using(at=timedelta(seconds=1))("doubtful")
+        app.queues.client.call("HSET", app.key("more"), f"c:{doubtful.id}", 2)
+        # Once it was due, it is put off.
+        until(lambda: (app.standing(doubtful.id).at or 0) > time.time() + 1)
+        send("short")
+        until(lambda: seen == [("short", ["long", "short"])])
+        gate.set()
+        until(lambda: app.waiting() == 0)
+    assert seen[1:] == [("long", ["long"]), ("doubtful", ["doubtful"])]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -163,6 +163,25 @@ def test_the_result_that_counts_is_that_of_the_second_worker(crew, proxy):
     assert crew.call(f"outcomes([{job!r}])") == {job: second.pid}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_ends_in_a_partition_waits_until_it_is_known_whose_it_is(crew, proxy, fails):
+    first, second, job = twice_begun(crew, proxy, "frail")
+    if fails:
+        crew.open_gate(f"fail {first.pid}")
+    crew.open_gate(f"gate {second.pid}")
+    crew.wait_until_empty()
+    crew.open_gate(f"gate {first.pid}")
+    crew.wait_for_events("end", 2)
+    crew.wait_for(lambda: "this worker waits for it" in first.log)
+    # Two times as long as it waits for an answer: it must not have come to an end of its own.
+    time.sleep(2.5)
+
+    proxy.heal()
+    crew.wait_for(lambda: "ended after its lease was over" in first.log)
+    assert crew.call(f"outcomes([{job!r}])") == {job: second.pid}
+    assert crew.call("letters()") == []
+
+
 def test_a_heartbeat_behind_a_partition_that_has_cost_the_lease_raises_lease_lost(crew, proxy):
     first, second, job = twice_begun(crew, proxy, "beating")
     proxy.heal()
@@ -293,6 +312,42 @@ def test_the_result_of_what_ends_while_redis_is_away_is_kept(enduring, durable):
     worker, (job,) = outage(enduring, durable, "gated.using(lease=30)")
     enduring.wait_until_empty(10)
     assert enduring.call(f"outcomes([{job!r}])") == {job: worker.pid}
+
+
+def test_who_is_told_to_end_while_redis_is_away_tells_it_how_jobs_have_ended_when_it_is_back(
+    enduring, durable
+):
+    worker = enduring.start("--grace", "60")
+    job = enduring.call("gated.using(lease=60)('gate').id")
+    enduring.wait_for_events("begin")
+    durable.stop()
+    worker.signal(signal.SIGTERM)
+    enduring.open_gate("gate")
+    enduring.wait_for_events("end")
+    enduring.wait_for(lambda: "this worker waits for it" in worker.log)
+    durable.start()
+
+    assert worker.wait() == 0
+    assert enduring.sizes() == (0, 0, 0)
+    enduring.wait_for(lambda: enduring.call(f"outcomes([{job!r}])") == {job: worker.pid})
+
+
+def test_who_has_had_enough_while_redis_is_away_first_tells_it_how_jobs_have_ended(
+    enduring, durable
+):
+    worker = enduring.start("--max-jobs", "1", "--grace", "60")
+    job = enduring.call("gated.using(lease=60)('gate').id")
+    enduring.wait_for_events("begin")
+    durable.stop()
+    enduring.open_gate("gate")
+    enduring.wait_for_events("end")
+    enduring.wait_for(lambda: "this worker waits for it" in worker.log)
+    durable.start()
+
+    enduring.wait_until_empty()
+    enduring.wait_for(lambda: enduring.call(f"outcomes([{job!r}])") == {job: worker.pid})
+    assert len(enduring.events("begin")) == 1
+    assert worker.stop() == 0
 
 
 def test_the_unique_key_of_what_ends_while_redis_is_away_is_free_again(enduring, durable):

@@ -256,6 +256,18 @@ def wait_at(name):
         time.sleep(0.005)
 
 
+@leased(result_ttl=600)
+def frail(name):
+    """Do so, and fail if the test has told this process to."""
+    job = get_current_task()
+    record("begin", id=job.id)
+    wait_at(name)
+    record("end", id=job.id)
+    if Path(os.environ["STAGE_GATES"], f"fail {os.getpid()}").exists():
+        raise OSError("cut off")
+    return os.getpid()
+
+
 @leased()
 def beating(name):
     """Ask, behind the gate, whether the job is still this worker's."""

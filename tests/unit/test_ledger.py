@@ -239,6 +239,22 @@ def test_what_the_store_has_missed_is_written_when_it_is_back(ledger, store, ref
     assert store.get(JOB.id).state is State.SUCCEEDED
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_the_store_has_missed_is_not_written_of_what_is_anothers_by_then(
+    ledger, store, is_ours
+):
+    job = UNIQUE._replace(result_ttl=60.0)
+    ledger.claim(job)
+    ledger.confirm(job)
+    store.away = True
+    ledger.ends(job, "redis", OK, is_ours=lambda one: one == job and is_ours)
+    store.away = False
+    assert ledger.owes
+    ledger.catch_up()
+    assert (store.get(job.id) is not None, ledger.owes) == (is_ours, False)
+    assert (ledger.claim(UNIQUE._replace(id="3f-3")) is None) is is_ours
+
+
 def test_what_is_kept_is_signed(ledger_of, store):
     ledger_of(secret=OURS).ends(JOB, "spooler", OK)
     found = store.get("3f-1")

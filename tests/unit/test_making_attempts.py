@@ -343,7 +343,8 @@ class Books:
         self.begun.append(job)
         return job.id not in self.cancelled
 
-    def ends(self, job, executor, result, *, trace="", started_at=None):
+    def ends(self, job, executor, result, *, trace="", started_at=None, is_ours=bool):
+        assert is_ours(job)
         self.ended.append((job.id, executor, result.state, result.error))
         self.traces.append(trace)
         self.times.append(started_at)

@@ -59,6 +59,10 @@ class Receiver(Protocol):
     def catch_up(self) -> None:
         """Write down what the store has missed while it was away, if it is back."""
 
+    @property
+    def owes(self) -> bool:
+        """Is there anything that the store has missed?"""
+
     def cancel(self, job: Job) -> None:
         """Note that *job* was cancelled, and does not run."""
 
@@ -291,7 +295,11 @@ class Executor(ABC):
         """Extend the lease of *job*, which runs in this process. Raises LeaseLost."""
 
     def holds(self, job: Job) -> bool:  # noqa: ARG002
-        """Is *job*, which has run in this process, still its own to end?"""
+        """Is *job*, which has run in this process just now, still its own to end?"""
+        return True
+
+    def is_ours(self, job: Job) -> bool:  # noqa: ARG002
+        """Has nobody else taken *job*, which has ended in this process? Raises StoreError."""
         return True
 
     def limit(self, seconds: float | None) -> None:  # noqa: B027

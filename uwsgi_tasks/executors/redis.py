@@ -43,6 +43,7 @@ class RedisExecutor(Executor):
     has_queues: ClassVar[bool] = True
 
     _found: tuple[Settings, Queues] | None = None
+    _consumer: Consumer | None = None
     _holdings: Holdings | None = None
 
     @property
@@ -187,7 +188,7 @@ class RedisExecutor(Executor):
     def consume(self, consuming: Consuming, tasks: Sequence[str]) -> Consumer:
         """Return what takes jobs in this process."""
         made = Consumer(self.queues, self._receiver, consuming, self._settings, tasks)
-        self._holdings = made.holdings
+        self._consumer, self._holdings = made, made.holdings
         return made
 
     def show_progress(self, job: Job, done: float, total: float | None) -> None:
@@ -208,6 +209,10 @@ class RedisExecutor(Executor):
     def holds(self, job: Job) -> bool:
         """Is its lease not over, or at least not another worker's?"""
         return self._holdings is None or self._holdings.holds(job)
+
+    def is_ours(self, job: Job) -> bool:
+        """Has nobody else taken it, until Redis is told that it has ended?"""
+        return self._consumer is None or self._consumer.is_ours(job.id)
 
     def limit(self, seconds: float | None) -> None:
         """Give the worker up, and not the job, if what runs in this thread cannot be ended."""

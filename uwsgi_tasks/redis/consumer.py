@@ -31,6 +31,11 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a Redis that is away: more and more."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
+_ALONE = 1.0, 60.0
+"""Seconds for which a job waits until it is alone, while nothing else begins: each time twice as
+many, and at most so many."""
+_SHARE = 10
+"""Times as long, others have their way then."""
 _DONE, _STUCK_JOB = 0, 75
 """What a worker's process ends with; after the second one, another takes its place."""
 
@@ -59,13 +64,23 @@ class Consumer:
         )
         self.name = self._presence.name
         self._is_shared = consuming.threads > 1
-        self.holdings = Holdings(queues, consuming.threads, self._note_away)
+        self.holdings = Holdings(
+            queues,
+            consuming.threads,
+            self._note_away,
+            lambda: self._is_away,
+            lambda: time.monotonic() < self._stop_by,
+        )
         self._running, self._ahead = self.holdings.running, self.holdings.ahead
         self._supply = Supply(
             queues, consuming.queues, self.name, self._ahead, is_shared=self._is_shared
         )
         self._handling = Handling(queues, receiver, settings, self._supply.ends)
         self._gate = Gate()
+        self._patience: dict[str, float] = {}
+        """For how long each job has waited until it was alone, the last time, and in vain."""
+        self._lost: set[str] = set()
+        """What has ended here and is another worker's, while the store has missed any end."""
         self._lead = threading.Lock()
         self._idle: set[int] = set()
         self._hurry = threading.Event()
@@ -107,12 +122,10 @@ class Consumer:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                # With an end each time: without one, the handlers of signals would have to wait.
-                while thread.is_alive():
-                    thread.join(1.0)
+                _join(thread)
         self._over.set()
         self._hurry.set()
-        keeper.join()
+        _join(keeper)
         self._supply.close()
 
     def stop(self, grace: float | None = None) -> None:
@@ -134,6 +147,10 @@ class Consumer:
     def is_healthy(self) -> bool:
         """Is Redis there, and this process about its work?"""
         return not (self._is_away or self._over.is_set())
+
+    def is_ours(self, id: str) -> bool:  # noqa: A002  the job's
+        """Has nobody else taken a job that has ended here? Raises RedisAway."""
+        return id not in self._lost and self._supply.is_ours(id)
 
     # ---- threads that run jobs --------------------------------------------------------------
 
@@ -167,20 +184,31 @@ class Consumer:
 
     def _may_begin(self, held: Held) -> bool:
         """Wait until a job may begin; False if it is not to run here now, and is given back."""
+        delay = 0.0
         if _DOUBTS <= held.claim.crashes < self._limit:
             may = self._may_begin_alone(held)
+            if not may and not self._stopping:
+                delay = self._patience.get(held.claim.id, 0.0) * _SHARE
         else:
             may = self._gate.enter()
         if not (may or held.is_lost):
             try:
-                self._supply.give_back([held])
+                self._queues.release([held.claim], delay)
             except RedisAway as error:
+                self._supply.give_back_later(held)
                 self._note_away(error)
         return may
 
     def _may_begin_alone(self, held: Held) -> bool:
-        if not self._gate.enter_alone(lambda: self._stopping or held.is_lost):
+        first, longest = _ALONE
+        patience = min(self._patience.get(held.claim.id, first / 2) * 2, longest)
+        until = time.monotonic() + patience
+        if not self._gate.enter_alone(
+            lambda: self._stopping or held.is_lost or time.monotonic() > until
+        ):
+            self._patience[held.claim.id] = patience
             return False
+        self._patience.pop(held.claim.id, None)
         # Nothing more is to come here meanwhile, and nothing to lie here.
         self._supply.wake()
         self._hear_next(patience=SOON)
@@ -251,7 +279,9 @@ class Consumer:
         settings = self._settings()
         if settings.store_url == settings.redis:
             # Who waits for a job's end looks for its result then. One that is full takes none, and
-            # has room again when jobs have ended.
+            # has room again when jobs have ended. But it must not come back between the two.
+            if self._is_away:
+                self._queues.names()
             self._receiver.catch_up()
         step = self._supply.step(most)
         if self._is_away:
@@ -268,8 +298,10 @@ class Consumer:
             except RedisAway as error:
                 self._note_away(error)
 
-    @staticmethod
-    def _complain(lost: Sequence[str]) -> None:
+    def _complain(self, lost: Sequence[str]) -> None:
+        if not self._receiver.owes:
+            self._lost.clear()
+        self._lost.update(lost)
         for id_ in lost:
             log.warning(
                 "job %s has ended after its lease was over: another worker has it, and what came "
@@ -347,14 +379,33 @@ class Consumer:
                 log.exception("what cannot be ended could not be given up")
             if self._stopping and not self._over.is_set():
                 self._over.wait(_TICK)
-        try:
-            self._hear_next(patience=SOON)
-            self._flush()
-            self._tidy(time.monotonic())
-            self._supply.give_back_all()
-            self._presence.leave()
-        except RedisAway as error:
-            log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
+        self._take_leave()
+
+    def _take_leave(self) -> None:
+        """Tell Redis what it is to know of what has ended here, for as long as there is time."""
+        until = time.monotonic() + self._consuming.grace
+        while True:
+            try:
+                self._hear_next(patience=SOON)
+                if self._supply.ends:
+                    self._step(0)
+                elif self._receiver.owes:
+                    self._receiver.catch_up()
+                self._supply.give_back_ahead()
+                self._supply.give_back_all()
+                if not self._receiver.owes or time.monotonic() > min(until, self._stop_by):
+                    self._presence.leave()
+                    return
+            except RedisAway as error:
+                self._note_away(error)
+                if not self._has_more_to_tell or time.monotonic() > min(until, self._stop_by):
+                    log.warning("Redis learns nothing of this end: %s", log_lines.one_line(error))
+                    return
+            time.sleep(_FIRST_PAUSE)
+
+    @property
+    def _has_more_to_tell(self) -> bool:
+        return self._supply.has_more_to_tell or self._receiver.owes
 
     def _is_idle(self) -> bool:
         return not (self._ahead or self._supply.ends or any(self._running))
@@ -419,7 +470,9 @@ class Consumer:
     def _check_end(self) -> None:
         overdue = self.holdings.overdue()
         for held in overdue:
-            self._handling.give_up(held.claim)
+            self._handling.give_up(
+                held.claim, "it took longer than its timeout, and could not be interrupted"
+            )
         if time.monotonic() < self._stop_by and not overdue:
             return
         left = [one for one in self._running if one is not None and one not in overdue]
@@ -429,20 +482,30 @@ class Consumer:
 
     def _leave(self, left: Sequence[Held], *, by_force: bool) -> None:
         """End this process: what runs in it cannot be waited for."""
+        back = [one for one in left if not one.is_taken_off]
         log.warning(
             "this worker ends while %d of its jobs run: they are given back, and run again",
-            len(left),
+            len(back),
         )
         # From now on no thread begins anything.
         self._stopping = True
+        for held in left:
+            if held.is_taken_off:
+                self._handling.give_up(held.claim, "its worker had to end before it did")
         self._supply.forget_question()
         try:
             self._hear_next(patience=SOON)
             self._flush()
-            self._supply.give_back([*left, *self._ahead])
+            self._supply.give_back([*back, *self._ahead])
             self._supply.give_back_all()
             self._presence.leave()
         except RedisAway as error:
             log.warning("they run again when their leases are over: %s", log_lines.one_line(error))
         logging.shutdown()
         self._consuming.abandon(_STUCK_JOB if by_force else _DONE)
+
+
+def _join(thread: threading.Thread) -> None:
+    # With an end each time: without one, the handlers of signals would have to wait.
+    while thread.is_alive():
+        thread.join(1.0)

@@ -192,11 +192,20 @@ class Handling:
             extra=log_lines.of(job, "redis"),
         )
 
-    def give_up(self, claim: Claim) -> None:
-        """Make a dead letter of a job that nobody can end."""
-        jobs = self._receiver.decode(claim.payload)
-        if jobs:
-            job = jobs[0]._replace(id=claim.id)
-            reason = "it took longer than its timeout, and could not be interrupted"
-            self._receiver.bury(job, reason)
-        self.end(claim)
+    def give_up(self, claim: Claim, reason: str) -> None:
+        """Make a dead letter of a job that runs, and that nobody can end, or wait for."""
+        try:
+            for job in self._receiver.decode(claim.payload, claim.id):
+                self._receiver.bury(job._replace(id=claim.id), reason)
+        except NotKept as error:
+            log.critical(
+                "job %s is given up, for %s, and could not be kept: %s",
+                log_lines.one_line(claim.id),
+                reason,
+                log_lines.one_line(error),
+                extra={"job_id": claim.id, "executor": "redis"},
+            )
+            # Its lease decides when it is tried again.
+            return
+        if not claim.is_once:
+            self.end(claim)

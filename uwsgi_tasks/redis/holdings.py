@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -21,6 +20,10 @@ _LOOK = 1.0
 """Seconds between two questions whether what runs is to be killed."""
 _OFTEN = 0.2
 """Seconds between two questions of one running job, whether it was asked to stop."""
+_PATIENCE = 0.2
+"""Seconds between two attempts to learn whether a job is still ours that has ended."""
+_INSISTENCE = 5.0
+"""Seconds between two times that a job is killed: what it has to clean up may take a while."""
 _OVERDUE = 5.0
 """Seconds by which a job may overrun its time limit before its process is given up."""
 
@@ -30,7 +33,10 @@ by_queue = attrgetter("claim.queue")
 class Held:
     """A job that this process has claimed."""
 
-    __slots__ = ("asked_at", "claim", "deadline", "ident", "is_lost", "renewed_at", "since", "stop")
+    __slots__ = (
+        "asked_at", "claim", "deadline", "ident", "is_lost", "killed_at", "renewed_at", "since",
+        "stop",
+    )  # fmt: skip
 
     def __init__(self, claim: Claim, now: float, claimed_at: float) -> None:
         self.claim = claim
@@ -40,7 +46,7 @@ class Held:
         self.stop = Stop.NOT
         self.is_lost = False
         self.deadline = float("inf")
-        self.asked_at = float("-inf")
+        self.asked_at = self.killed_at = float("-inf")
 
     @property
     def expires_at(self) -> float:
@@ -56,13 +62,20 @@ class Held:
 class Holdings:
     """The jobs that this process has claimed: those *running* on its threads, and those *ahead*.
 
-    *note_away* is told when Redis does not answer where nobody waits for what it would say.
+    *note_away* is told when Redis does not answer where nobody waits for what it would say;
+    *is_away* says that it did not of late, and *may_wait* whether there is time until it does.
     """
 
     def __init__(
-        self, queues: Queues, threads: int, note_away: Callable[[RedisAway], None]
+        self,
+        queues: Queues,
+        threads: int,
+        note_away: Callable[[RedisAway], None],
+        is_away: Callable[[], bool],
+        may_wait: Callable[[], bool],
     ) -> None:
         self._queues, self._note_away = queues, note_away
+        self._is_away, self._may_wait = is_away, may_wait
         self.running: list[Held | None] = [None] * threads
         self.ahead: deque[Held] = deque()
         self._looked_at = time.monotonic()
@@ -95,14 +108,23 @@ class Holdings:
             raise LeaseLost(f"{job}: its lease was over; another worker may have it")
 
     def holds(self, job: Job) -> bool:
-        """Is a job that has run here still ours, as far as anybody can tell?"""
+        """Is a job that has run here still ours, as far as anybody can tell?
+
+        While Redis is away from us alone, another worker may get it, and end it in another way:
+        so we wait until we know.
+        """
         held = self._held(job)
         if held is None or held.claim.is_once:
             return True
-        if not held.is_lost and time.monotonic() > held.expires_at:
-            # While Redis is away nobody else gets it either.
-            with contextlib.suppress(RedisAway):
+        while not held.is_lost and (self._is_away() or time.monotonic() > held.expires_at):
+            try:
                 self.touch([held])
+                break
+            except RedisAway as error:
+                self._note_away(error)
+                if not self._may_wait():
+                    break
+                time.sleep(_PATIENCE)
         return not held.is_lost
 
     def limit(self, seconds: float | None) -> None:
@@ -164,8 +186,10 @@ class Holdings:
                 one.is_lost = one in self.running
                 continue
             one.renewed_at, one.stop = now, max(one.stop, Stop(answer))
-            if one.stop is Stop.KILL and thing is not None and one in self.running:
-                # It has run since before we asked: the thing is its, and no other job's.
+            # It has run since before we asked: the thing is its, and no other job's.
+            runs = thing is not None and one in self.running
+            if one.stop is Stop.KILL and runs and now > one.killed_at + _INSISTENCE:
+                one.killed_at = now
                 interrupts.kill(one.ident, thing)
 
     def overdue(self) -> list[Held]:

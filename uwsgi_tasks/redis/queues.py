@@ -205,6 +205,12 @@ class Queues:
         found: list[int] = self.client.run(self._TOUCH, (self.root(claims[0].queue),), words)
         return found
 
+    def is_held(self, end: End) -> bool:
+        """Has nobody else claimed a job that has ended here, of which Redis is not told yet?"""
+        words = _raw(end.id), end.token, _milliseconds(LEASE)
+        found: list[int] = self.client.run(self._TOUCH, (self.root(end.queue),), words)
+        return found[0] >= 0
+
     def runs_alone(self, claim: Claim) -> bool:
         """Note that its worker runs nothing else, and extend its lease; False if it is lost."""
         alone = claim._replace(token=claim.token + b"!")

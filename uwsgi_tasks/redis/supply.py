@@ -292,6 +292,16 @@ class Supply:
         if sent is not None and reply is not None:
             self._taken(read_step(sent.places, sent.token, reply), sent)
 
+    def is_ours(self, id: str) -> bool:  # noqa: A002  the job's
+        """Has nobody else claimed a job that has ended here, of which Redis is not told yet?"""
+        end = next((one for one in tuple(self.ends) if one.id == id), None)
+        return end is None or self._queues.is_held(end)
+
+    @property
+    def has_more_to_tell(self) -> bool:
+        """Is there anything of which Redis should know before this process ends?"""
+        return bool(self.ends or self._unwanted or self.ahead)
+
     # ---- giving back ------------------------------------------------------------------------
 
     def give_back(self, held: Sequence[Held]) -> None:
