@@ -256,6 +256,81 @@ def test_an_alarm_in_the_midst_of_a_call_leaves_no_reply_behind(server):
     assert client.call("STRLEN", KEY) == 5
 
 
+@contextmanager
+def interrupting(server, handler):
+    """Freeze *server*, and run *handler* in a tenth of a second, behind its thaw."""
+
+    def thaw_and_handle(*_):
+        server.thaw()
+        handler()
+
+    before = signal.signal(signal.SIGALRM, thaw_and_handle)
+    try:
+        with frozen(server):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_that_calls_in_the_midst_of_a_call_has_its_own_reply(server, client):
+    keys = [f"{{uwsgi_tasks:test}}:{number}" for number in range(4)]
+    client.calls([("SET", key, key) for key in keys])
+    heard = []
+
+    def ask():
+        heard.extend([client.call("GET", keys[0]), *client.calls([("GET", keys[1])])])
+
+    asking = [
+        lambda: [client.call("GET", keys[2]), client.call("GET", keys[3])],
+        lambda: client.calls([("GET", key) for key in keys[2:]]),
+    ]
+    for ask_meanwhile in asking:
+        heard.clear()
+        with interrupting(server, ask):
+            replies = ask_meanwhile()
+        assert replies == [key.encode() for key in keys[2:]]
+        assert heard == [key.encode() for key in keys[:2]]
+
+
+def test_a_handler_whose_call_is_refused_does_no_harm_to_the_one_in_whose_midst_it_is(
+    server, client
+):
+    client.call("SET", KEY, "text")
+    raised = []
+
+    def push():
+        try:
+            client.call("LPUSH", KEY, "x")
+        except RedisAway as error:
+            raised.append(error)
+
+    with interrupting(server, push):
+        assert client.call("GET", KEY) == b"text"
+    assert "WRONGTYPE" in str(*raised)
+    assert client.call("STRLEN", KEY) == 4
+
+
+def test_what_handlers_have_opened_is_closed_again(redis_server):
+    client = Client(redis_server.url)
+    client.call("SET", KEY, "text")
+
+    def named():
+        return client.call("CLIENT", "LIST").count(b"name=of-this-test ")
+
+    def ask():
+        client.calls([("CLIENT", "SETNAME", "of-this-test"), ("GET", KEY)])
+
+    client.call("CLIENT", "SETNAME", "of-this-test")
+    for _ in range(3):
+        with interrupting(redis_server, ask):
+            client.call("GET", KEY)
+    assert named() == 1
+    client.close()
+    redis_server.flush()
+
+
 @pytest.mark.parametrize("form", ["user:hunter2@", ":hunter2@"])
 @pytest.mark.parametrize("fixture", SERVERS)
 def test_an_error_does_not_tell_the_password(request, fixture, form):

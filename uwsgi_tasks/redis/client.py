@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+
+# Else the first name that is looked up does it, and a handler of a signal finds it half done.
+import encodings.idna  # noqa: F401
 import os
 import threading
 import time
@@ -35,12 +38,20 @@ _UNKNOWN = (UnknownScript, redis.exceptions.NoScriptError)
 _ANYTHING = Script("return redis.call(unpack(ARGV))")
 
 
+class _Kept(threading.local):
+    """What each thread has of its own."""
+
+    line: Line | None = None
+    """Its connection, while no call uses that."""
+
+
 class Client:
     """The connections of one process to the Redis at *url*, of each thread its own.
 
-    None is opened before it is used; after a fork each process opens its own. All methods raise
-    RedisAway if it cannot be reached or refuses, and may be called again: what broke is opened
-    anew. Raises ConfigurationError for a URL that cannot be.
+    None is opened before it is used; after a fork each process opens its own. The handler of a
+    signal, and a destructor, may call us in the midst of a call. All methods raise RedisAway if it
+    cannot be reached or refuses, and may be called again: what broke is opened anew. Raises
+    ConfigurationError for a URL that cannot be.
     """
 
     def __init__(self, url: str) -> None:
@@ -48,9 +59,10 @@ class Client:
         self.shown = address.shown
         """The URL, without a password."""
         self.is_cluster = address.kind == "cluster"
-        self._local = threading.local()
+        self._kept = _Kept()
         self._made: dict[int, Any] = {}
-        self._making: dict[int, threading.Lock] = {}
+        # Not plain ones: see above.
+        self._making: dict[int, threading.RLock] = {}
         try:
             self._options = self._read_options(address.url)
         except (ValueError, TypeError, redis.RedisError) as error:
@@ -88,8 +100,7 @@ class Client:
             return [self.call(*words) for words in commands]
         if not commands:
             return []
-        with self._guarded():
-            line = self._line()
+        with self._lent() as line:
             line.send(commands)
             replies, first = [], None
             for _ in commands:
@@ -129,20 +140,35 @@ class Client:
 
     def call_within(self, seconds: float, *words: Word) -> Reply:
         """`call`, of one server, which is to answer within *seconds*."""
-        with self._guarded():
-            return self._line().ask_within(seconds, words)
+        with self._lent() as line:
+            return line.ask_within(seconds, words)
 
     def _ask(self, words: Sequence[Word]) -> Reply:
-        # Not by a context manager: each job pays for this.
+        # Not by `_lent`: each job pays for this.
+        line = None
         try:
-            return self._line().ask(words)
+            line = self._take()
+            reply = line.ask(words)
         except BaseException as error:
-            self._judge(error)
+            self._judge(error, line)
             raise
+        self._keep(line)
+        return reply
 
     def _ask_cluster(self, words: Sequence[Word]) -> Reply:
         with self._guarded():
             return self._cluster().execute_command(*words)
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[Line]:
+        line = None
+        try:
+            line = self._take()
+            yield line
+        except BaseException as error:
+            self._judge(error, line)
+            raise
+        self._keep(line)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -152,17 +178,17 @@ class Client:
             self._judge(error)
             raise
 
-    def _judge(self, error: BaseException) -> None:
-        """Raise RedisAway, if *error* means that; drop a connection that is of no use behind it."""
-        if isinstance(error, _UNKNOWN):
-            return
+    def _judge(self, error: BaseException, line: Line | None = None) -> None:
+        """Raise RedisAway, if *error* means that; keep *line*, if it is of any use behind it."""
         # One that is a replica now stays so; its successor may be at the same address.
         # Its text alone says so: of a cluster, redis-py cuts off the word READONLY.
         is_answer = isinstance(error, (Refused, redis.ResponseError))
         if not is_answer or "read only replica" in str(error):
             # After an alarm, too, or the user's interrupt: what is still to be read is nobody's.
-            self._drop()
-        if isinstance(error, _FAILURES):
+            self._drop(line)
+        elif line is not None:
+            self._keep(line)
+        if isinstance(error, _FAILURES) and not isinstance(error, _UNKNOWN):
             raise self.away(error) from error
 
     def away(self, error: BaseException) -> RedisAway:
@@ -171,23 +197,35 @@ class Client:
 
     # ---- connections ------------------------------------------------------------------------
 
-    def _line(self) -> Line:
-        """Return this thread's connection, which was open when it was last looked at."""
-        local, now = self._local, time.monotonic()
-        found: Line | None = getattr(local, "line", None)
-        if found is None or local.pid != os.getpid():
-            local.pid = os.getpid()
-            found = local.line = self._open()
-        elif now > local.used + _TRUSTED and found.is_broken():
-            self._drop()
-            found = local.line = self._open()
-        local.used = now
+    def _take(self) -> Line:
+        """Take this thread's connection, which was open when it was last looked at.
+
+        Who calls us until it is kept again finds none, and opens another.
+        """
+        kept, now = self._kept, time.monotonic()
+        found, kept.line = kept.line, None
+        if found is None or found.pid != os.getpid():
+            found = self._open()
+        elif now > found.used_at + _TRUSTED and found.is_broken():
+            found.close()
+            found = self._open()
+        found.used_at = now
         return found
 
-    def _drop(self) -> None:
-        found, self._local.line = getattr(self._local, "line", None), None
-        if found is not None and self._local.pid == os.getpid():
-            found.close()
+    def _keep(self, line: Line) -> None:
+        """Keep a connection for this thread's next call; no reply is under way there."""
+        kept = self._kept
+        other, kept.line = kept.line, line
+        if other is not None:
+            # Of who called us meanwhile.
+            other.close()
+
+    def _drop(self, line: Line | None = None) -> None:
+        """Let go of *line*, and of what this thread has kept."""
+        kept, self._kept.line = self._kept.line, None
+        for one in (line, kept):
+            if one is not None:
+                one.close()
 
     def _open(self) -> Line:
         found = self._pool().make_connection()
@@ -207,7 +245,7 @@ class Client:
         pid = os.getpid()
         found = self._made.get(pid)
         if found is None:
-            with self._making.setdefault(pid, threading.Lock()):
+            with self._making.setdefault(pid, threading.RLock()):
                 found = self._made.get(pid)
                 if found is None:
                     found = make()

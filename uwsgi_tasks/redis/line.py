@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -36,11 +37,15 @@ class Line:
     raises OSError if it is broken or too slow; `ask` and `read` raise Refused.
     """
 
-    __slots__ = ("_connection", "_is_encrypted", "_reader", "_socket")
+    __slots__ = ("_connection", "_is_encrypted", "_reader", "_socket", "pid", "used_at")
 
     def __init__(self, connection: Any) -> None:
         self._connection, self._socket = connection, connection._sock  # noqa: SLF001  no other way
         self._is_encrypted = hasattr(self._socket, "pending")
+        self.pid = os.getpid()
+        """The process that has opened it, and may use it."""
+        self.used_at = 0.0
+        """When it was taken last, as its owner says."""
         self._reader = hiredis.Reader(protocolError=ConnectionError, replyError=_refusal)
 
     def fileno(self) -> int:
