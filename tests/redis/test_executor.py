@@ -1762,6 +1762,36 @@ def test_what_runs_once_at_most_and_does_not_end_within_the_grace_is_a_dead_lett
 # --- threads
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["step", "sleep"])
+def test_a_thread_goes_on_whatever_goes_wrong_where_it_fetches(
+    app, monkeypatch, caplog, name, threads
+):
+    barrier = threading.Barrier(threads)
+
+    @app.declare(result_ttl=TTL)
+    def send():
+        barrier.wait(15)
+        return "sent"
+
+    consumer = app.worker("default", threads=threads)
+    fetch, broken = getattr(consumer._supply, name), set()
+
+    def fetch_or_fail(*words):
+        if threading.get_ident() not in broken and words != (0,):
+            broken.add(threading.get_ident())
+            raise TypeError("it is broken")
+        return fetch(*words)
+
+    monkeypatch.setattr(consumer._supply, name, fetch_or_fail)
+    with beside(consumer):
+        until(lambda: len(broken) == threads)
+        handles = [send() for _ in range(threads)]
+        assert [handle.result(30) for handle in handles] == ["sent"] * threads
+    failures = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert failures == ["it is broken"] * threads
+
+
 def test_several_threads_run_as_many_jobs_at_a_time(app):
     barrier = threading.Barrier(3)
 

@@ -28,7 +28,8 @@ _TICK = 0.02
 _DOZE = 0.25
 """The same while nothing does."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between two attempts to reach a Redis that is away: more and more."""
+"""Seconds between two attempts to fetch what cannot be fetched, as when Redis is away: more and
+more."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
 _ALONE = 1.0, 60.0
@@ -87,7 +88,8 @@ class Consumer:
         self._stopping = False
         self._stop_by = float("inf")
         self._over = threading.Event()
-        self._away = threading.Lock()
+        # Not a plain one: the handler of a signal may find out that Redis is away, too.
+        self._away = threading.RLock()
         self._is_away = False
         self._pause = _FIRST_PAUSE
         self.is_recycled = False
@@ -248,13 +250,23 @@ class Consumer:
         return None
 
     def _fetch(self) -> Held | None:
-        """Take a step; wait if it brings nothing."""
-        sleeps = self._supply.sleeps
+        """Take a step; wait if it brings nothing, or goes wrong."""
         try:
-            step = self._step()
+            held = self._fetched()
         except RedisAway as error:
-            self._wait_for_redis(error)
-            return None
+            self._note_away(error)
+        # The thread must go on: nobody would see that there is one less.
+        except Exception:
+            log.exception("what is to run next could not be fetched")
+        else:
+            self._pause = _FIRST_PAUSE
+            return held
+        self._rest()
+        return None
+
+    def _fetched(self) -> Held | None:
+        sleeps = self._supply.sleeps
+        step = self._step()
         held = self._supply.popped()
         if held is not None or step.claims or step is NOTHING:
             # There may be more, though others have run that.
@@ -268,8 +280,6 @@ class Consumer:
                     step = self._step(1)
                 if not (self._ahead or self._stopping):
                     self._supply.sleep(step.wait, lambda: self._stopping)
-        except RedisAway as error:
-            self._wait_for_redis(error)
         finally:
             self._idle.discard(threading.get_ident())
         return None
@@ -336,12 +346,11 @@ class Consumer:
         with self._away:
             if not self._is_away:
                 self._is_away = True
-                self._pause = _FIRST_PAUSE
                 self._presence.announce()
                 log.warning("%s; this worker waits for it", log_lines.one_line(error))
 
-    def _wait_for_redis(self, error: RedisAway) -> None:
-        self._note_away(error)
+    def _rest(self) -> None:
+        """Do nothing for a while, and the next time for longer."""
         pause, self._pause = self._pause, min(self._pause * 1.5, _LONGEST_PAUSE)
         end = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  no secret
         while not self._stopping and (left := end - time.monotonic()) > 0:
