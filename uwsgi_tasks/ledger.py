@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _AWAY = (StoreError, ConfigurationError)
 """What says that the store did not do it. Not all of our errors: an alarm may ring in its call."""
 _CLAIM = 10.0
-"""Seconds that a caller gets to submit what it has claimed the unique key for."""
+"""Seconds that a caller gets to submit what it has claimed the unique key for; and those for which
+it tries again."""
 _HELD = 86_400.0
 """Seconds after which a key is free whose job was lost, as one in a killed mule is."""
 _SOON = 0.1
@@ -257,7 +258,7 @@ class Ledger:
         """
         name = _lease_name(job)
         while True:
-            lease = self._store().acquire(name, job.id, _CLAIM)
+            lease = self._store().acquire(name, job.id, self._claimed_for)
             if lease.owner == job.id:
                 return None
             # Submitted: it is there, and will run. Else its caller is about to, or has died.
@@ -265,11 +266,23 @@ class Ledger:
                 return lease.owner
             time.sleep(0.02)
 
-    def confirm(self, job: Job) -> None:
-        """Note that *job*, for which the key was claimed, is submitted."""
+    @property
+    def _claimed_for(self) -> float:
+        return _CLAIM + self._settings().redis_retry
+
+    def confirm(self, job: Job, took: float = 0.0) -> None:
+        """Note that *job*, for which the key was claimed, is submitted; that *took* seconds."""
         until = _HELD + max((job.at or 0.0) - time.time(), 0.0)
         try:
-            self._store().extend(_lease(job), until)
+            # Where it has run already, the key is free, and this is in vain.
+            if not self._store().extend(_lease(job), until) and took > self._claimed_for:
+                log.warning(
+                    "%s: its unique key was free before it was submitted, for that took %.0f "
+                    "seconds: another job may have it, too",
+                    one_line(job),
+                    took,
+                    extra=of(job),
+                )
         except _AWAY as error:
             log.warning(
                 "%s: its unique key could not be kept: %s",

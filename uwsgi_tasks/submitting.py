@@ -135,13 +135,13 @@ class Submitting:
         if job.unique is None:
             yield
             return
+        began = time.monotonic()
         try:
             yield
         except BaseException:
             self._ledger.release(job.id)
             raise
-        # Where it has run already, the key is free, and this is in vain.
-        self._ledger.confirm(job)
+        self._ledger.confirm(job, time.monotonic() - began)
 
     def submit_all(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[JobHandle]:
         """Submit all of *calls*, or raise SubmitError and take none."""

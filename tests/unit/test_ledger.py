@@ -351,6 +351,33 @@ def test_who_comes_second_has_the_key_if_the_first_was_not_submitted(ledger, sle
     assert ledger.claim(UNIQUE._replace(id="3f-3")) is None
 
 
+@pytest.mark.parametrize(("retry", "held"), [(0, 10), (20, 30)])
+def test_the_key_is_claimed_for_as_long_as_it_may_take_to_submit_its_job(
+    ledger_of, store, retry, held
+):
+    ledger_of(redis_retry=retry).claim(UNIQUE)
+    lease = store.acquire("unique shop.send me", "3f-3", 1)
+    assert lease.owner == "3f-2"
+    assert held - 5 < lease.due - store.now() <= held
+
+
+@pytest.mark.parametrize(("took", "warns"), [(0.0, False), (29.0, False), (31.0, True)])
+def test_who_loses_the_key_before_its_job_is_submitted_is_told(ledger_of, caplog, took, warns):
+    ledger = ledger_of(redis_retry=20)
+    ledger.claim(UNIQUE)
+    # It has run already, or the claim is over.
+    ledger.release("3f-2")
+    ledger.claim(UNIQUE._replace(id="3f-3"))
+    ledger.confirm(UNIQUE, took)
+    assert ("shop.send[3f-2]: its unique key was free" in caplog.text) is warns
+
+
+def test_who_took_long_to_submit_its_job_and_has_the_key_still_is_not_told(ledger, caplog):
+    ledger.claim(UNIQUE)
+    ledger.confirm(UNIQUE, 1e6)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("state", "free"),
     [
