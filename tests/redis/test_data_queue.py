@@ -268,6 +268,24 @@ def test_what_is_not_json_comes_as_bytes_and_hides_nothing(server, queue):
     assert shown(queue) == [found[one] for one in sorted(found)]
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["1,2", "[3", "4]"],
+        ["[1", "2]", "3,4"],
+        ["1", "2,3,[4", "5]", "6"],
+        ['{"a": [1', '2], "b": 3}', "4,5,6"],
+        ['"a', 'b"', "1,2,3"],
+        ["1", "", "2"],
+    ],
+)
+def test_what_is_json_only_with_its_neighbours_does_not_come_as_theirs(server, queue, texts):
+    push(server, *(f"id{number} {text}" for number, text in enumerate(texts)))
+    found = queue.get(len(texts))
+    wanted = [int(text) if text.isdigit() else text.encode() for text in texts]
+    assert found == {f"id{number}": item for number, item in enumerate(wanted)}
+
+
 def test_looking_shows_what_has_no_id_yet(server, queue):
     push(server, '{"a": 1}')
     assert [(entry.id, entry.item) for entry in queue] == [("", {"a": 1})]
