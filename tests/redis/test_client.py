@@ -536,6 +536,20 @@ def test_who_cannot_be_pushed_to_waits_until_redis_ends_the_wait(single):
         assert heard == [None]
 
 
+@pytest.mark.slow
+def test_who_cannot_be_pushed_to_waits_for_as_long_as_a_worker_does(redis_server):
+    client = Client(redis_server.url)
+    with waiting(client, "GET", KEY) as (waiter, heard):
+        waiter.wake()
+        assert not waiter.wait(5)
+        client.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            waiter.withdraw()
+        finally:
+            client.call("CONFIG", "SET", "maxmemory", "0")
+        assert heard == [None]
+
+
 def test_what_goes_wrong_is_not_its_own_cause(single, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -436,6 +436,27 @@ def test_what_runs_while_redis_is_full_keeps_its_lease(app, server):
     assert handle.result(5) == []
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_worker_at_a_redis_that_is_full_is_well_and_works_it_off(app, server, threads, caplog):
+    caplog.set_level("INFO")
+    send, runs = noting(app)
+
+    @app.declare
+    def hold():
+        # Longer than until the next sign of life.
+        time.sleep(2.5)
+
+    hold()
+    send.map(range(50))
+    with Full(server), app.working("default", threads=threads) as consumer:
+        until(lambda: "maxmemory" in caplog.text)
+        until(lambda: len(runs) == 50)
+        until(lambda: not any(app.queues.sizes("default")))
+        assert consumer.is_healthy
+        assert "waits for it" not in caplog.text
+        assert caplog.text.count("others may not learn of it") == 1
+
+
 # --- results
 
 

@@ -125,6 +125,63 @@ def test_a_sign_of_life_that_does_not_arrive_is_given_again_soon(monkeypatch):
         assert [one.name for one in workers(queues)] == [made.name]
 
 
+@pytest.fixture
+def full(server):
+    """Have the server be full, or not, as it is told."""
+    members = getattr(server, "members", [server])
+
+    def set_full(is_full):
+        for one in members:
+            one.cli("CONFIG", "SET", "maxmemory", int(is_full))
+
+    yield set_full
+    set_full(False)
+
+
+def test_a_redis_that_is_full_is_not_away_and_that_is_said_once(queues, full, caplog, monkeypatch):
+    monkeypatch.setattr(module, "_AGAIN", 0.0)
+    made = Presence(queues, ["default"], 1, [])
+    said = []
+    for _ in range(2):
+        full(True)
+        said += [made.keep(0) for _ in range(3)]
+        full(False)
+        said.append(made.keep(0))
+        made.announce()
+    assert said == [True] * 8
+    assert caplog.text.count("maxmemory") == 2
+    assert [one.name for one in workers(queues)] == [made.name]
+
+
+def test_a_worker_that_was_there_before_redis_was_full_stays_known(queues, full):
+    made = present(queues)
+    full(True)
+    queues.client.call("EXPIRE", key(made), 20)
+    made.announce()
+    made.keep(0)
+    assert queues.client.call("TTL", key(made)) > 50
+
+
+def test_a_redis_that_takes_nothing_at_all_is_not_said_to_be_there(caplog):
+    with serve(Redis) as server:
+        queues = Queues(Client(server.url), "")
+        made = Presence(queues, ["default"], 1, [])
+        # As while it loads its data, or cannot write to its disk.
+        server.cli("CONFIG", "SET", "min-replicas-to-write", 1)
+        assert not made.keep(0)
+    assert "NOREPLICAS" in caplog.text
+
+
+def test_after_a_failure_a_sign_of_life_is_soon_to_be_given_though_not_at_once(queues, monkeypatch):
+    made = present(queues)
+    monkeypatch.setattr(module, "_AGAIN", 10.0)
+    made.announce_again()
+    assert not made.keep(0)
+    monkeypatch.setattr(module, "_AGAIN", 0.1)
+    made.announce_again()
+    until(lambda: made.keep(0))
+
+
 # --- others
 
 

@@ -34,6 +34,7 @@ _NO_LIMIT = 2**31
 _FAILURES = (*FAILURES, redis.RedisError, redis.exceptions.RedisClusterException)
 """The last is none of those before it."""
 _UNKNOWN = (UnknownScript, redis.exceptions.NoScriptError)
+_ANSWERS = (Refused, redis.ResponseError)
 
 _ANYTHING = Script("return redis.call(unpack(ARGV))")
 
@@ -43,6 +44,11 @@ class _Kept(threading.local):
 
     line: Line | None = None
     """Its connection, while no call uses that."""
+
+
+def is_refusal(error: RedisAway) -> bool:
+    """Has Redis answered, and said no?"""
+    return isinstance(error.__cause__, _ANSWERS)
 
 
 class Client:
@@ -182,8 +188,7 @@ class Client:
         """Raise RedisAway, if *error* means that; keep *line*, if it is of any use behind it."""
         # One that is a replica now stays so; its successor may be at the same address.
         # Its text alone says so: of a cluster, redis-py cuts off the word READONLY.
-        is_answer = isinstance(error, (Refused, redis.ResponseError))
-        if not is_answer or "read only replica" in str(error):
+        if not isinstance(error, _ANSWERS) or "read only replica" in str(error):
             # After an alarm, too, or the user's interrupt: what is still to be read is nobody's.
             self._drop(line)
         elif line is not None:

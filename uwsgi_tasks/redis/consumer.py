@@ -346,7 +346,7 @@ class Consumer:
         with self._away:
             if not self._is_away:
                 self._is_away = True
-                self._presence.announce()
+                self._presence.announce_again()
                 log.warning("%s; this worker waits for it", log_lines.one_line(error))
 
     def _rest(self) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from uwsgi_tasks import log_lines
+from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.model import KnownWorker
+from uwsgi_tasks.redis.client import is_refusal
 from uwsgi_tasks.redis.queues import Queues
+
+log = logging.getLogger(__name__)
 
 _KEPT = 60
 """Seconds for which a worker is known that gives no sign of life."""
@@ -33,31 +39,63 @@ class Presence:
             "name": self.name, "host": host, "pid": pid, "queues": list(names),
             "tasks": list(tasks), "threads": threads, "started_at": time.time(),
         }  # fmt: skip
+        self._key = f"{queues.prefix}:worker:{self.name}"
         self._next = 0.0
+        self._is_refused = False
 
     def announce(self) -> None:
         """Say who we are, as soon as may be."""
         self._next = 0.0
 
+    def announce_again(self) -> None:
+        """Say who we are soon, though not at once: it may be this that has just failed."""
+        self._next = min(self._next, time.monotonic() + _AGAIN)
+
     def keep(self, ran: int) -> bool:
-        """Give a sign of life, if it is time for one; say whether it was. Raises RedisAway."""
+        """Give a sign of life, if it is time for one; say whether Redis has taken it.
+
+        Raises RedisAway, but not where Redis is there and refuses: the work can go on.
+        """
         now = time.monotonic()
         if now < self._next:
             return False
         self._next = now + _AGAIN
+        try:
+            self._say(ran)
+        except RedisAway as error:
+            if not is_refusal(error):
+                raise
+            return self._keep_old(error)
+        self._next, self._is_refused = now + _EVERY, False
+        return True
+
+    def _say(self, ran: int) -> None:
         said = {**self._said, "ran": ran, "memory": self.memory()}
-        prefix, client = self._queues.prefix, self._queues.client
-        client.call("SET", f"{prefix}:worker:{self.name}", json.dumps(said), "EX", _KEPT)
-        client.call("SADD", f"{prefix}:workers", self.name)
+        client = self._queues.client
+        client.call("SET", self._key, json.dumps(said), "EX", _KEPT)
+        client.call("SADD", f"{self._queues.prefix}:workers", self.name)
         for queue in self._said["queues"]:
             self._queues.note(queue)
-        self._next = now + _EVERY
+
+    def _keep_old(self, error: RedisAway) -> bool:
+        """Have what we said last be kept, of which also a Redis that is full is capable."""
+        if not self._is_refused:
+            self._is_refused = True
+            text = "%s; this worker goes on, though others may not learn of it"
+            log.warning(text, log_lines.one_line(error))
+        try:
+            self._queues.client.call("EXPIRE", self._key, _KEPT)
+        except RedisAway as again:
+            if not is_refusal(again):
+                raise
+            # It takes nothing at all, as while it loads its data.
+            return False
         return True
 
     def leave(self) -> None:
         """Say that we are gone. Raises RedisAway."""
         prefix, client = self._queues.prefix, self._queues.client
-        client.call("DEL", f"{prefix}:worker:{self.name}")
+        client.call("DEL", self._key)
         client.call("SREM", f"{prefix}:workers", self.name)
 
     @staticmethod

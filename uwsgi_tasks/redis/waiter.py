@@ -167,7 +167,9 @@ class Waiter:
         answer = select.poll()
         answer.register(number, select.POLLIN)
         try:
-            self._push(seconds)
+            if not self._push(seconds):
+                # Soon the wait is over by itself, though perhaps not as soon.
+                end += seconds
             while True:
                 left = end - time.monotonic()
                 if left <= 0:
@@ -187,13 +189,15 @@ class Waiter:
             self._fail()
             raise
 
-    def _push(self, seconds: float) -> None:
+    def _push(self, seconds: float) -> bool:
+        """Push to our own list; False if Redis refuses: it is full, say."""
         try:
             self._client.call_within(seconds, "RPUSH", self._own, "1")
         except RedisAway as error:
-            # It is full, say. Soon the wait is over by itself.
             if not isinstance(error.__cause__, Refused):
                 raise
+            return False
+        return True
 
     def _fail(self) -> None:
         self.reset()
