@@ -1085,6 +1085,77 @@ def test_what_redis_claims_of_a_step_ahead_after_it_was_given_up_is_given_back(a
     assert app.queues.sizes("default") == (380, 0, 20)
 
 
+def test_however_long_redis_is_away_what_it_claimed_when_it_went_and_came_back_is_given_back(app):
+    send, _ = noting(app)
+    send.map(range(3))
+    supply, step, sent = app.worker("default")._supply, app.queues.step, []
+
+    def lossy(queues, ends, most, token):
+        sent.append(token)
+        if len(sent) in (1, 2000):
+            step(queues, ends, most, token)
+        raise RedisAway("nothing comes back")
+
+    app.queues.step = lossy
+    for _ in range(2000):
+        with pytest.raises(RedisAway):
+            supply.step(1)
+    kept = len(supply._unheard)
+    assert app.queues.sizes("default") == (1, 0, 2)
+    supply.give_back_all()
+    supply.close()
+    assert (app.queues.sizes("default"), kept) == ((3, 0, 0), 400)
+
+
+def test_a_step_that_claims_nothing_has_nothing_to_be_given_back(app):
+    supply = app.worker("default")._supply
+    supply.ends.append(End("default", "a", b"other:1"))
+
+    def lose(*_):
+        raise RedisAway("nothing comes back")
+
+    app.queues.step = lose
+    with pytest.raises(RedisAway):
+        supply.step(0)
+    supply.close()
+    assert (len(supply.ends), len(supply._unheard)) == (1, 0)
+
+
+def test_while_redis_is_away_it_is_told_of_ends_with_patience_and_all_of_them_when_it_is_back():
+    with serve(Redis, durable=True) as server:
+        app = Shop(redis=server.url)
+        gone, gate, began, told = threading.Event(), threading.Event(), [], []
+
+        @app.declare
+        def hold(name):
+            began.append(name)
+            (gone if name == "short" else gate).wait(60)
+
+        hold.map(["short", "long"])
+        with app.working("default", threads=2) as consumer:
+            try:
+                step = consumer._supply.step
+
+                def counted(most=None):
+                    told.append(most)
+                    return step(most)
+
+                until(lambda: len(began) == 2)
+                server.stop()
+                gone.set()
+                until(lambda: consumer._supply.ends and not consumer.is_healthy)
+                consumer._supply.step = counted
+                since = time.monotonic()
+                time.sleep(5)
+                asked, seconds = told.count(0), time.monotonic() - since
+                server.start()
+                until(lambda: app.queues.sizes("default") == (0, 0, 1))
+            finally:
+                gone.set()
+                gate.set()
+        assert 1 <= asked <= seconds + 1
+
+
 def test_what_is_told_twice_because_nobody_heard_of_it_is_no_lost_lease(app, caplog):
     caplog.set_level("INFO")
     consumer, runs = far_ahead(app, 300, lambda: None)

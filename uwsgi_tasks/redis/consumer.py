@@ -30,6 +30,8 @@ _DOZE = 0.25
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to fetch what cannot be fetched, as when Redis is away: more and
 more."""
+_AGAIN = 1.0
+"""Seconds between two attempts to tell it what has ended, where nobody comes by."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
 _ALONE = 1.0, 60.0
@@ -92,6 +94,7 @@ class Consumer:
         self._away = threading.RLock()
         self._is_away = False
         self._pause = _FIRST_PAUSE
+        self._flushed_at = float("-inf")
         self.is_recycled = False
         """Has it stopped because it has run as much as it may?"""
         # Of each thread its own: a sum that several add to would lose some.
@@ -443,8 +446,10 @@ class Consumer:
 
     def _tidy(self, now: float) -> None:
         """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
-        if self._supply.ends and not self._ahead:
+        is_time = not self._is_away or now > self._flushed_at + _AGAIN
+        if self._supply.ends and not self._ahead and is_time:
             self._flush()
+            self._flushed_at = time.monotonic()
         if not self._is_away:
             self._supply.give_back_unheard()
         first = next(iter(tuple(self._ahead)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -33,6 +34,8 @@ _IDLE = 5.0
 _LATE = _IDLE + 3.0
 """Seconds after which Redis has ended each wait of ours by itself, though nobody has told it; and
 by which what it was sent before a connection broke has come there."""
+_UNHEARD = 400
+"""Claims of which we were never told that are looked for, at most."""
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for what was claimed so late."""
 
@@ -156,9 +159,19 @@ class Supply:
     def _lose(self, sent: _Sent, *, is_refused: bool = False) -> None:
         """Keep what is to be told once more; and what may be claimed, now or soon, unheard of."""
         self.ends.extendleft(reversed(sent.ends))
-        if not is_refused:
-            self._retold.update(end.id for end in sent.ends)
-            self._unheard.append((sent.token, time.monotonic() + _LATE))
+        if is_refused:
+            return
+        self._retold.update(end.id for end in sent.ends)
+        if sent.most:
+            self._note_unheard(sent)
+
+    def _note_unheard(self, sent: _Sent) -> None:
+        self._unheard.append((sent.token, time.monotonic() + _LATE))
+        if len(self._unheard) > _UNHEARD:
+            # What was sent when Redis went may have come there, and what was when it came back. In
+            # between it was away; should one have come there nevertheless, its leases decide.
+            with contextlib.suppress(IndexError):
+                del self._unheard[_UNHEARD // 2]
 
     # ---- the next step, while we run what the last one has brought --------------------------
 
@@ -349,7 +362,7 @@ class Supply:
             for name in self.names:
                 self._queues.reclaim(name, [token for token, _ in unheard])
         except BaseException:
-            self._unheard += unheard
+            self._unheard.extendleft(reversed(unheard))
             raise
         self._unheard += [(token, until) for token, until in unheard if until > now]
 
