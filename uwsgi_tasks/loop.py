@@ -6,14 +6,20 @@ import contextlib
 import contextvars
 import os
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _loops: dict[int, Any] = {}
 """The loop of this process, by its number: a fork leaves the loop's thread behind."""
 _starting: dict[int, threading.Lock] = {}
 """The lock of each process: one that a thread of the parent held at a fork is never free."""
+_SLICE = 0.5
+"""Seconds for which a thread waits at a time."""
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any], seconds: float | None = None) -> Any:
@@ -31,10 +37,28 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], seconds: float | None = N
         return _run_elsewhere(coroutine, seconds)
     future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
     try:
-        return future.result(seconds)
+        return _result(future, seconds)
     except BaseException:
         future.cancel()
         raise
+
+
+def _result(future: Future[Any], seconds: float | None) -> Any:
+    """Return what *future* has. Raises TimeoutError after so many *seconds*.
+
+    Not by its own wait: what is raised in a thread from outside comes between two steps of Python,
+    and that is one step, however long it takes.
+    """
+    end = float("inf") if seconds is None else time.monotonic() + seconds
+    left = _SLICE if seconds is None else seconds
+    over = threading.Lock()
+    over.acquire()
+    future.add_done_callback(lambda _: over.release())
+    while not over.acquire(timeout=max(0.0, min(left, _SLICE))):
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+    return future.result()
 
 
 @contextlib.contextmanager
@@ -103,8 +127,21 @@ def _run_elsewhere(coroutine: Coroutine[Any, Any, Any], seconds: float | None) -
     import asyncio  # noqa: PLC0415
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
+    begun: list[tuple[Any, Any]] = []
+
     async def limited() -> Any:
+        begun.append((asyncio.get_running_loop(), asyncio.current_task()))
         return await asyncio.wait_for(coroutine, seconds)
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, asyncio.run, limited()).result()
+    # Not with it: at its end, it would wait also for what nobody waits for any more.
+    pool = ThreadPoolExecutor(1)
+    try:
+        return _result(pool.submit(contextvars.copy_context().run, asyncio.run, limited()), None)
+    except BaseException:
+        for loop, task in begun:
+            # It has ended by itself, and its loop with it.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
+        raise
+    finally:
+        pool.shutdown(wait=False)

@@ -6,10 +6,13 @@ import contextvars
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from uwsgi_tasks import loop
+from uwsgi_tasks.errors import TaskCancelled
+from uwsgi_tasks.interrupts import Interruptible, kill
 from uwsgi_tasks.loop import run_coroutine
 
 DEADLOCK = 10
@@ -142,3 +145,56 @@ def test_a_coroutine_that_is_run_by_another_one_has_an_end_too():
         return "in time"
 
     assert in_time(outer()) == "in time"
+
+
+async def run_by_another_one(coroutine):
+    return run_coroutine(coroutine)
+
+
+@pytest.mark.parametrize("run", [run_coroutine, lambda one: asyncio.run(run_by_another_one(one))])
+def test_a_thread_that_waits_for_a_coroutine_can_be_interrupted_which_cancels_that(run):
+    began, cancelled, raised = threading.Event(), threading.Event(), []
+
+    async def swim():
+        began.set()
+        try:
+            await asyncio.sleep(10 * DEADLOCK)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def wait():
+        try:
+            with Interruptible():
+                run(swim())
+        except TaskCancelled as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert began.wait(DEADLOCK)
+    # In the midst of its wait.
+    time.sleep(0.1)
+    assert kill(thread.ident)
+    thread.join(DEADLOCK)
+
+    assert len(raised) == 1
+    assert cancelled.wait(DEADLOCK)
+
+
+def test_an_end_of_time_that_a_coroutine_raises_is_its_own(monkeypatch):
+    monkeypatch.setattr(loop, "_SLICE", 0.01)
+
+    async def fail():
+        await asyncio.sleep(0.1)
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        run_coroutine(fail())
+
+
+def test_one_that_takes_longer_than_a_slice_has_all_its_time(monkeypatch):
+    monkeypatch.setattr(loop, "_SLICE", 0.01)
+    assert run_coroutine(asyncio.sleep(0.1, "in time"), DEADLOCK) == "in time"
+    with pytest.raises(TimeoutError):
+        run_coroutine(asyncio.sleep(30), 0.05)
