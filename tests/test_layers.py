@@ -77,6 +77,7 @@ LAYERS = {
     "health": 1,
     "json_text": 0,
     "processes": 2,
+    "hearing": 3,
     "worker": 9,
     "signals": 4,
     "keeping": 5,

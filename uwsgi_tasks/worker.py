@@ -23,6 +23,7 @@ from uwsgi_tasks.app import App
 from uwsgi_tasks.errors import ConfigurationError
 from uwsgi_tasks.executors import Consuming
 from uwsgi_tasks.health import answer
+from uwsgi_tasks.hearing import hear_here
 from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.model import TaskExecutor
 from uwsgi_tasks.processes import AGAIN, ENDS, STACKS, Processes, end, ends, flush, hear, hold
@@ -250,7 +251,7 @@ class _Work:
                 # Leases decide what becomes of what runs.
                 os._exit(_KILLED)
 
-        hear(numbers, stop)
+        hear_here(numbers, stop)
         _trim()
         # Where standard error is no file, nobody could read it.
         with contextlib.suppress(ValueError, OSError, AttributeError):

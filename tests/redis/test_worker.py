@@ -314,6 +314,42 @@ def test_nohup_keeps_sighup_from_it(shop):
     shop.wait_for_events("still here")
 
 
+@pytest.mark.parametrize("processes", [ALONE, SEVERAL])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_what_a_job_forks_ends_as_that_of_any_program(shop, processes, threads):
+    shop.write(
+        "forking.py",
+        """
+        import multiprocessing, os, signal, time
+        from stage import record
+        from uwsgi_tasks import task
+        @task(executor="redis")
+        def fork():
+            codes = []
+            # At once, which is before it could have said anything, and later.
+            for pause in (0, 0.2):
+                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+                child.start()
+                time.sleep(pause)
+                child.terminate()
+                child.join(12)
+                codes.append(child.exitcode)
+                child.kill()
+            record("forked", codes=codes)
+    """,
+    )
+    worker = shop.work("-m", "forking", "-c", threads, *processes)
+    shop.queues.submit("default", ["fork-1", '{"task": "forking.fork"}'])
+    (event,) = shop.wait_for_events("forked")
+    # Nobody has taken that for its own end.
+    shop.submit("note", "still here")
+    shop.wait_for_events("still here")
+    worker.tell()
+
+    assert event["codes"] == [-signal.SIGTERM] * 2
+    assert worker.wait() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [ALONE, SEVERAL])
 def test_while_redis_does_not_answer_it_ends_soon_after_its_grace(tmp_path, own_redis, processes):

@@ -149,6 +149,30 @@ def test_what_takes_longer_than_the_mercy_is_given_back_and_runs_in_the_next_mul
     assert not server.dead()
 
 
+FORKING = """
+    import multiprocessing
+    import time
+    @task(executor="redis")
+    def fork():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        child.start()
+        child.terminate()
+        child.join(20)
+        record("forked", code=child.exitcode)
+        child.kill()
+"""
+
+
+def test_what_a_job_forks_there_ends_as_that_of_any_program(serve_worker):
+    server = serve_worker(SOURCE + FORKING)
+    server.call("fork()")
+    (event,) = server.wait_for_events("forked")
+    server.call("note('after')")
+    (after,) = server.wait_for_events("after")
+
+    assert (event["code"], after["pid"]) == (-signal.SIGTERM, event["pid"])
+
+
 def test_a_mule_that_is_killed_is_started_again_and_its_job_runs_again(serve_worker, queues):
     server = serve_worker()
     server.call("hold('gate')")
