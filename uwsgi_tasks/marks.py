@@ -129,7 +129,7 @@ def _own_file(path: Path) -> int:
     _fill_standard_streams()
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(handle, fcntl.LOCK_EX)
+        fcntl.lockf(handle, fcntl.LOCK_EX, _SIZE)
         os.ftruncate(handle, 0)
         # Here, where it is an error: on a full disk the first write into the map would kill us.
         os.posix_fallocate(handle, 0, _SIZE)
@@ -162,7 +162,10 @@ def bereave(folder: Path, *, has_mark: bool = False) -> Iterator[Dead]:
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One newcomer after the other, by a byte behind those that the process itself
+                # locks: if these cannot be had then, it lives.
+                fcntl.lockf(handle, fcntl.LOCK_EX, 1, _SIZE)
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, _SIZE)
                 # Another newcomer may have been here between the listing and the lock.
                 if path.exists():
                     content = os.read(handle, _SIZE).ljust(_SIZE, b"\0")
@@ -306,8 +309,9 @@ def _lives(path: Path) -> bool:
     if path.name == _own_name():
         return False
     try:
-        with path.open("r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open("rb") as file:
+            # Asked for, and not taken: a newcomer that finds it locked believes that it lives.
+            os.lockf(file.fileno(), os.F_TEST, _SIZE)
     except FileNotFoundError:
         return False
     except OSError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import time
@@ -46,8 +47,11 @@ class Child:
     def _answer(self):
         return os.read(self._answers, 8).decode().strip()
 
-    def do(self, word):
+    def begin(self, word):
         os.write(self._pipe, word.encode().ljust(8))
+
+    def do(self, word):
+        self.begin(word)
         return self._answer()
 
     def kill(self):
@@ -178,6 +182,46 @@ def test_two_newcomers_do_not_mourn_one_process_twice(folder, child, monkeypatch
 
     monkeypatch.setattr(fcntl, "lockf", late)
     assert left_by_the_dead(folder) == []
+
+
+def test_who_looks_at_the_marks_does_not_hide_a_dead_process_from_a_newcomer(
+    folder, child, monkeypatch
+):
+    newcomer, mourned = child(), []
+    child(FILE).kill()
+
+    def meanwhile(call):
+        def called(*args):
+            call(*args)
+            # In the moment before the file is closed, with which a lock would go.
+            mourned.append(newcomer.do("bereave"))
+
+        return called
+
+    monkeypatch.setattr(fcntl, "lockf", meanwhile(fcntl.lockf))
+    monkeypatch.setattr(os, "lockf", meanwhile(os.lockf))
+    assert Peers(folder).running() == []
+    assert mourned == ["1"]
+
+
+def test_a_newcomer_waits_until_another_one_has_settled_a_death(folder, child, tmp_path):
+    child(FILE).kill()
+    settled = tmp_path / "settled"
+
+    def settles(dead):
+        for _ in dead:
+            time.sleep(0.3)
+            settled.touch()
+
+    def begins():
+        dead = bereave(folder)
+        return itertools.chain([next(dead)], dead)
+
+    other = Child(begins, settle=settles)
+    other.begin("settle")
+    found = left_by_the_dead(folder)
+    other.kill()
+    assert (found, settled.exists()) == ([], True)
 
 
 def test_a_new_process_with_the_number_of_a_dead_one_begins_afresh(folder):
