@@ -281,8 +281,8 @@ class Waiting:
         stop: Stop,
     ) -> tuple[State, Job] | None:
         """Ask for the end of a job that runs now."""
-        job = next((job for job in jobs if job.id == id), None)
-        if job is None:
+        index = next((n for n, job in enumerate(jobs) if job.id == id), None)
+        if index is None:
             return None
         if len(jobs) > 1:
             found = self._leave_out(name, jobs, id)
@@ -299,21 +299,26 @@ class Waiting:
             # Just taken: it has not said yet that it runs.
             return None
         if stop is Stop.KILL and pid:
-            self._kill(pid, name)
-        return State.RUNNING, job
+            self._kill(pid, name, index)
+        return State.RUNNING, jobs[index]
 
-    def _kill(self, pid: int, name: str) -> None:
-        """Raise in the process that runs *name*; if that does not help, end it."""
+    def _kill(self, pid: int, name: str, index: int) -> None:
+        """Raise in the process that runs call number *index* of *name*; if need be, end it."""
         deadline = time.monotonic() + _PATIENCE
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGALRM)
-        while any(one.pid == pid and one.name == name for one in self._peers.running()):
+        while self._runs(pid, name, index):
             if time.monotonic() > deadline:
                 log.warning("process %d did not end %s, and is killed", pid, name)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
                 return
             time.sleep(0.02)
+
+    def _runs(self, pid: int, name: str, index: int) -> bool:
+        """Does this process run call number *index*, and not another, of the file *name*?"""
+        runs = any(one.pid == pid and one.name == name for one in self._peers.running())
+        return runs and Progress.read(self._running, name) == index
 
 
 def _jobs(content: bytes) -> list[Job]:

@@ -449,6 +449,36 @@ def test_a_job_that_does_not_hear_the_alarm_is_ended_with_its_process(
     assert f"process {process.pid} did not end {path.name}, and is killed" in caplog.text
 
 
+def test_a_process_that_has_gone_on_to_the_next_call_is_not_ended(
+    files, waiting, running, monkeypatch
+):
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    path = put(files, *MANY)
+    progress = Progress(files.path / "running", path.name, len(MANY))
+    progress.note(1)
+    process, sent = running(path.name, deaf=True), []
+
+    def hears(*signals):
+        sent.append(signals)
+        progress.note(2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", hears)
+        assert waiting.cancel("3f-2.1", Stop.KILL) == (R, MANY[1])
+    assert sent == [(process.pid, signal.SIGALRM)]
+
+
+def test_a_call_that_does_not_hear_the_alarm_is_ended_with_its_process(
+    files, waiting, running, monkeypatch
+):
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    path = put(files, *MANY)
+    Progress(files.path / "running", path.name, len(MANY)).note(1)
+    process = running(path.name, deaf=True)
+    assert waiting.cancel("3f-2.1", Stop.KILL) == (R, MANY[1])
+    assert process.end() == -signal.SIGKILL
+
+
 def test_a_process_that_ends_before_it_is_killed_is_no_fault(files, waiting, running, monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", -1)
     path = put(files, JOB)

@@ -238,6 +238,9 @@ def test_kill_ends_the_call_of_a_map_that_runs_and_no_other(server, app):
     server.wait_for(lambda: "k-2" in recorded(server, "begun"))
     assert app.job(ids[1]).cancel(kill=True)
     assert [app.job(one).state for one in ids] == ["cancelled", "cancelled"]
+    # Both have heard of it, so that their process could live on.
+    assert [name for name in recorded(server, "killed") if name in {"k-1", "k-2"}] == ["k-1", "k-2"]
+    assert is_alive(process_of(server, "k-1"))
 
 
 @pytest.mark.slow
