@@ -469,6 +469,26 @@ def test_what_is_withdrawn_is_done_at_once_and_leaves_nothing(single):
         assert single.call("EXISTS", waiter._own) == 0
 
 
+def test_who_dies_while_it_withdraws_leaves_nothing_for_ever(single, monkeypatch):
+    ask = single.call_within
+
+    def die(seconds, *words):
+        if words[0] == "DEL":
+            raise SystemExit
+        return ask(seconds, *words)
+
+    with waiting(single, "INCR", KEY) as (waiter, _):
+        waiter.wake()
+        assert not waiter.wait(30)
+        # Faster than what it pushes itself, which nobody takes then.
+        single.call("RPUSH", LIST, "x")
+        until(lambda: single.call("EXISTS", KEY))
+        monkeypatch.setattr(single, "call_within", die)
+        with pytest.raises(SystemExit):
+            waiter.withdraw()
+        assert 0 < single.call("PTTL", waiter._own) <= 30_000
+
+
 def test_who_is_woken_by_another_thread_withdraws(single):
     with waiting(single, "INCR", KEY) as (waiter, heard):
         threading.Timer(0.1, waiter.wake).start()

@@ -18,6 +18,11 @@ _BLOCKED = 25
 gone without a word is noticed."""
 _SILENT = 5.0
 """Seconds more, after which a question that was not answered is taken to be lost."""
+_RING = "redis.call('RPUSH', KEYS[1], '1') return redis.call('EXPIRE', KEYS[1], 30)"
+"""Pushes to a waiter's own list; should nobody take that, it is gone by itself.
+
+No wait that it is to end is as long.
+"""
 
 
 def _reply_of_script(line: Line) -> Reply:
@@ -192,7 +197,7 @@ class Waiter:
     def _push(self, seconds: float) -> bool:
         """Push to our own list; False if Redis refuses: it is full, say."""
         try:
-            self._client.call_within(seconds, "RPUSH", self._own, "1")
+            self._client.call_within(seconds, "EVAL", _RING, 1, self._own)
         except RedisAway as error:
             if not isinstance(error.__cause__, Refused):
                 raise
