@@ -75,6 +75,18 @@ def test_the_queues_of_a_worker_are_known(queues):
     assert queues.names() == ["default", "mail"]
 
 
+def test_the_queues_of_a_worker_are_known_before_it_is_seen(queues, monkeypatch):
+    note, seen = queues.note, []
+
+    def look_first(name):
+        seen.append(workers(queues))
+        note(name)
+
+    monkeypatch.setattr(queues, "note", look_first)
+    present(queues, "mail", "default")
+    assert seen == [[], []]
+
+
 def test_namespaces_keep_workers_apart(server):
     shop, blog = (Queues(Client(server.url), name) for name in ("shop", "blog"))
     made = present(shop)

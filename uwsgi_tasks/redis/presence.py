@@ -72,10 +72,11 @@ class Presence:
     def _say(self, ran: int) -> None:
         said = {**self._said, "ran": ran, "memory": self.memory()}
         client = self._queues.client
-        client.call("SET", self._key, json.dumps(said), "EX", _KEPT)
-        client.call("SADD", f"{self._queues.prefix}:workers", self.name)
+        # First: who sees the worker sees its queues, too.
         for queue in self._said["queues"]:
             self._queues.note(queue)
+        client.call("SET", self._key, json.dumps(said), "EX", _KEPT)
+        client.call("SADD", f"{self._queues.prefix}:workers", self.name)
 
     def _keep_old(self, error: RedisAway) -> bool:
         """Have what we said last be kept, of which also a Redis that is full is capable."""
