@@ -1788,6 +1788,21 @@ def test_a_worker_that_has_run_as_much_as_it_may_gives_the_rest_back(app):
     assert runs == list(range(10))
 
 
+def test_a_worker_that_says_that_it_is_replaced_begins_nothing_more(app, monkeypatch):
+    send, _ = noting(app)
+    send(1)
+    consumer, stops = app.worker("default", max_jobs=1), []
+    info = consumer_module.log.info
+
+    def look_first(text, *args):
+        stops.append(consumer._stopping)
+        info(text, *args)
+
+    monkeypatch.setattr(consumer_module.log, "info", look_first)
+    consumer.run()
+    assert stops == [True]
+
+
 def test_a_worker_that_has_had_too_much_memory_ends(app):
     send, _ = noting(app)
     consumer = app.worker("default", max_memory=1)

@@ -474,11 +474,12 @@ class Consumer:
 
     def _recycle(self, reason: str) -> None:
         if not self._stopping:
-            log.info("this worker has had %s: another one takes its place", reason)
             self.is_recycled = True
             # Not by `stop`: its lock is not for this thread, where a signal's handler may call it
             # at any moment. Whoever ends it for good says how long that may take.
             self._stopping = True
+            # Who reads this may count on it: nothing begins here any more.
+            log.info("this worker has had %s: another one takes its place", reason)
             self._supply.wake()
 
     def _check_end(self) -> None:
