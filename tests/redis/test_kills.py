@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.redis.crew import Crew
+from tests.redis.shop import stat
 from tests.servers import Redis, serve
 
 SEED = int(os.environ.get("KILLS_SEED") or random.SystemRandom().randrange(2**32))
@@ -116,7 +117,16 @@ class Storm:
             time.sleep(0.05)
         for name in STEPS:
             (self.crew.folder / "armed" / name).unlink(missing_ok=True)
+        # Who has come to one just before may be about to die.
+        self.crew.wait_for(self._has_settled)
+
+    def _has_settled(self):
+        """Are all dead that have come to a step, and others in their place?"""
         self._tend()
+        spent = (self.crew.folder / "spent").iterdir()
+        pids = {int(path.name.rpartition(" ")[2]) for path in spent}
+        are_dead = all(stat(pid)[:1] in ([], ["Z"]) for pid in pids)
+        return are_dead and pids.isdisjoint(self._parents())
 
     def stop(self):
         """End the workers; return their exit codes."""
@@ -335,18 +345,20 @@ DEATHS = [
 @pytest.fixture(scope="module")
 def deaths(tmp_path_factory, redis_server):
     """For each step a worker has died that was about to run one job; then another one came."""
-    env = {"UWSGI_TASKS_NAMESPACE": "steps", "FIRE_LEASE": "1"}
+    env = {"UWSGI_TASKS_NAMESPACE": "steps", "FIRE_LEASE": "1", "FIRE_TASKS_LEASE": "3"}
     crew = Crew(tmp_path_factory.mktemp("steps"), redis_server.url, SOURCE, **env)
     queues = [f"queue{number}" for number in range(len(DEATHS))]
     ids = []
     try:
         for queue, (task, _, _) in zip(queues, DEATHS, strict=True):
-            ids.append(crew.call(f"{task}.using(queue={queue!r})(1).id"))
+            # Long enough for its lease to be extended, where that is the step.
+            number = 4 if task == "slow" else 1
+            ids.append(crew.call(f"{task}.using(queue={queue!r})({number}).id"))
         victims = [
             crew.start(queues=queue, FIRE_AT=step)
             for queue, (_, step, _) in zip(queues, DEATHS, strict=True)
         ]
-        assert [victim.wait(60) for victim in victims] == [-signal.SIGKILL] * len(victims)
+        assert [victim.wait(120) for victim in victims] == [-signal.SIGKILL] * len(victims)
         crew.start("-c", "4", queues=",".join(queues))
         crew.wait_until_empty()
         yield {key[:2]: id_ for key, id_ in zip(DEATHS, ids, strict=True)}, crew

@@ -2,7 +2,7 @@
 
 Copied beside the workers as their `app.py`, never imported by the tests. Where FIRE_AT names a
 step, the process dies that comes to it; where there is a file of that name in `armed/`, the first
-one dies that does, and moves the file to `spent/`.
+one dies that does, and moves the file to `spent/`, where it is called by its number, too.
 """
 
 import functools
@@ -34,7 +34,7 @@ def step(name):
     """Die here, if somebody wants that."""
     if name != FATAL:
         try:
-            (ARMED / name).rename(SPENT / name)
+            (ARMED / name).rename(SPENT / f"{name} {os.getpid()}")
         except FileNotFoundError:
             return
     record("killed", step=name)
@@ -129,7 +129,9 @@ def run(outcome="succeeded", seconds=0.01):
     record("end", id=job.id, attempt=job.attempt, outcome=outcome)
 
 
-leased = functools.partial(task, executor="redis", lease=1)
+# Where a worker must live, a second in which it stands still is not to cost its jobs.
+LEASE = float(os.environ.get("FIRE_TASKS_LEASE", "1"))
+leased = functools.partial(task, executor="redis", lease=LEASE)
 
 
 @leased()
@@ -302,14 +304,14 @@ def hit(pid, number, seconds):
     record("end", id=get_current_task().id)
 
 
-@leased(result_ttl=600, unique=lambda name: "key", lease=30)
+@leased(result_ttl=600, unique=lambda name: "key", lease=60)
 def unique_gated(name):
     record("begin", id=get_current_task().id)
     wait_at(name)
     return 1
 
 
-@leased(lease=30)
+@leased(lease=60)
 def failing_gated(name):
     record("begin", id=get_current_task().id)
     wait_at(name)
