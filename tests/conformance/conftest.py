@@ -265,8 +265,10 @@ class Thread(Carrier):
         # It looks at the clock once a minute, or when there is something new.
         with pool._delays._changed:
             pool._delays._changed.notify()
-            due = [entry for at, _, entry in pool._delays._heap if at <= self.clock()]
-        return bool(due) or not pool._is_idle()
+        now = self.clock()
+        # Those that wait: on its way from the delays to the threads, one is nowhere else.
+        waiting = [entry.job.at for entry in list(pool._waiting.values())]
+        return any(at is None or at <= now for at in waiting) or not pool._is_idle()
 
     def stop(self):
         self.app._thread.stop()

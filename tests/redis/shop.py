@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.uwsgi.serving import event_in
 from tests.uwsgi_coverage import environment
 from uwsgi_tasks.redis.client import Client
 from uwsgi_tasks.redis.presence import workers
@@ -191,7 +192,7 @@ class Shop:
         if not self._events.exists():
             return []
         lines = self._events.read_bytes().split(b"\n")[:-1]
-        return [one for one in map(json.loads, lines) if name in {None, one["event"]}]
+        return [one for one in map(event_in, lines) if name in {None, one["event"]}]
 
     def names(self) -> list[str]:
         """Return the names of all events, in their order."""
@@ -202,7 +203,8 @@ class Shop:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             logs = "\n---\n".join(one.log[-2000:] for one in self.programs[-4:])
-            assert time.monotonic() < deadline, f"{self.names()[-20:]}\n{logs}"
+            seen = [(one["event"], one["pid"]) for one in self.events()[-20:]]
+            assert time.monotonic() < deadline, f"{seen}\n{logs}"
             time.sleep(0.01)
         return found
 

@@ -67,6 +67,8 @@ def test_it_shows_what_runs_and_how_far_that_is(shop):
     shop.work()
     job = submit(shop, "shop:hold", '"gate"')
     shop.wait_for_events("begun")
+    # It says who it is beside that.
+    shop.wait_until_ready()
 
     (listed,) = shop.ask("ls", "--state", "running")["jobs"]
     found = shop.ask("show", job)

@@ -204,7 +204,7 @@ def test_a_call_that_can_be_made_gives_an_id(page):
 def test_queues_and_workers_are_seen(page, crew, worker):
     crew.wait_for(page["known_tasks"])
     assert {"app.resize", "billing.tasks.send_invoice"} <= page["known_tasks"]()
-    assert page["how_many_wait"]() == dict.fromkeys(QUEUES.split(","), 0)
+    crew.wait_for(lambda: page["how_many_wait"]() == dict.fromkeys(QUEUES.split(","), 0))
 
 
 def test_a_task_whose_code_is_elsewhere_is_called_by_its_name(page):

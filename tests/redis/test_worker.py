@@ -5,11 +5,13 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import suppress
+from itertools import product
 
 import pytest
 
@@ -226,11 +228,17 @@ def test_told_a_second_time_it_ends_at_once(shop, processes, threads):
     shop.submit("hold", "gate")
     (event,) = shop.wait_for_events("gate begins")
     worker.tell()
-    told = time.monotonic()
-    # Half a second or less is the same, told by several; and it may hear of the first one late.
-    shop.wait_for(lambda: time.monotonic() > told + 2)
-    worker.tell(signal.SIGINT)
 
+    def has_ended():
+        # Less than half a second behind the first it is the same one, told by several; and that
+        # may be heard of late.
+        worker.tell(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(0.7)
+        return worker.process.poll() is not None
+
+    # Long before its grace is over.
+    shop.wait_for(has_ended, 15)
     assert worker.wait() == 1
     shop.wait_for(lambda: not stat(event["pid"]) or stat(event["pid"])[0] == "Z")
     assert not shop.events("gate ends")
@@ -243,9 +251,10 @@ def test_told_twice_in_the_same_moment_it_still_finishes_what_runs(shop, process
     shop.wait_for_events("gate begins")
     # As a service manager does: to all processes, of which one passes it on. Two of one number
     # might arrive as one.
-    for pid in [worker.pid, *worker.children]:
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGINT)
+    for pid, number in product([worker.pid, *worker.children], [signal.SIGTERM, signal.SIGINT]):
+        # One with nothing to do may have ended.
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
     shop.open_gate("gate")
 
     assert worker.wait() == 0
@@ -363,8 +372,8 @@ def test_while_redis_does_not_answer_it_ends_soon_after_its_grace(tmp_path, own_
     worker.wait()
     shop.end()
 
-    # Its grace, and five seconds to say what it gives back.
-    assert time.monotonic() < told + 8
+    # Its grace, and five seconds to say what it gives back; not the fifteen of an answer.
+    assert time.monotonic() < told + 13
 
 
 # ---- how it goes on: recycled, changed, killed
@@ -410,7 +419,8 @@ def test_one_that_is_to_be_replaced_waits_for_what_runs_and_can_be_told_to_end(s
     began = time.monotonic()
     # Longer than its grace, which is for an end.
     shop.wait_for(lambda: time.monotonic() > began + 1)
-    assert shop.queues.sizes("default").running == 1
+    # And that the other one has ended, it may say late.
+    shop.wait_for(lambda: shop.queues.sizes("default").running == 1)
     worker.tell()
 
     assert worker.wait() == 0
@@ -619,8 +629,7 @@ def test_a_probe_learns_whether_it_is_well(tmp_path, own_redis, processes):
     shop = Shop(tmp_path, own_redis.url)
     port = free_port()
     worker = shop.work("--health", str(port), *processes)
-    shop.wait_for(lambda: health(port)[0] == 200)
-    found = health(port)[1]
+    found = shop.wait_for(lambda: (one := health(port))[0] == 200 and one[1])
     own_redis.stop()
     shop.wait_for(lambda: health(port)[0] == 503)
     own_redis.start()
