@@ -183,7 +183,8 @@ class Server:
         self._process.send_signal(signal.SIGHUP)
 
         def reborn() -> bool:
-            with suppress(OSError, http.client.HTTPException):
+            # A worker that ends may leave a part of its answer.
+            with suppress(OSError, http.client.HTTPException, ValueError):
                 return bool(self._ask("None")["generation"] != before)
             return False
 
@@ -219,8 +220,9 @@ class Server:
         """End it as a failing machine would, all at once; return the processes that it had."""
         assert self._process is not None
         process, self._process = self._process, None
-        pids = session(process.pid)
+        # The master first: it would replace those that end before it.
         process.kill()
+        pids = session(process.pid)
         end_session(process.pid)
         process.wait()
         shutil.rmtree(self._short, ignore_errors=True)
@@ -305,7 +307,13 @@ class Server:
 
     def delayed(self) -> list[Path]:
         """Return the files of jobs whose time has not come."""
-        return list((self.spool / "later").glob("*/[!.]*"))
+        found: list[Path] = []
+        # A folder that has become empty is removed meanwhile.
+        with suppress(FileNotFoundError):
+            for bucket in (self.spool / "later").iterdir():
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    found += [path for path in bucket.iterdir() if not path.name.startswith(".")]
+        return found
 
     @property
     def store(self) -> Store:
@@ -378,11 +386,13 @@ def program(python: str = sys.executable) -> list[str]:
 
 def is_alive(pid: int) -> bool:
     """Tell whether the process runs; a zombie does not."""
+    if stat := _stat(pid):
+        return stat[0] != "Z"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return _stat(pid)[:1] != ["Z"]
+    return True
 
 
 def _stat(pid: int | str) -> list[str]:

@@ -156,7 +156,7 @@ def test_a_mule_closes_its_fixtures_in_reverse_when_the_server_stops_and_a_spool
 
 
 def test_a_mule_closes_its_fixtures_at_a_reload_even_in_the_midst_of_a_task(serve):
-    server = serve(SOURCE, mules=1)
+    server = serve(SOURCE, mules=1, options=["--mule-reload-mercy", "30"])
     server.call("held()")
     (held,) = server.wait_for_events("held")
 
@@ -167,7 +167,7 @@ def test_a_mule_closes_its_fixtures_at_a_reload_even_in_the_midst_of_a_task(serv
 
 
 def test_a_worker_closes_what_its_own_tasks_have_opened(serve):
-    server = serve(SOURCE, mules=1)
+    server = serve(SOURCE, mules=1, options=["--worker-reload-mercy", "30"])
     server.call("task(executor='runtime', name='x')(lambda: None)()")
 
     # Not a stop, which a worker that is still at its request does not live to see.

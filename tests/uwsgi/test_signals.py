@@ -1,7 +1,5 @@
 """Timers and crons fire, where they should and as often as they should."""
 
-from itertools import pairwise
-
 import pytest
 
 from tests.uwsgi.serving import CallError
@@ -102,6 +100,11 @@ def let_pass(server, seconds):
     server.wait_for_events("reference", seconds)
 
 
+def let_more_pass(server, seconds=3):
+    """Wait until that timer has fired so many times from now on."""
+    let_pass(server, len(server.events("reference")) + seconds)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_timer_fires_at_its_target(server, target):
     events = server.wait_for_events(f"timer {target}", 3)
@@ -122,26 +125,32 @@ def test_a_cron_fires_at_its_target(server, target):
 
 
 def test_without_a_target_a_timer_fires_in_a_mule_if_there_is_one(server):
-    events = server.wait_for_events("reference", 3)
+    events = server.wait_for_events("reference", 10)
 
     assert {event["where"] for event in events} <= {"mule1", "mule2"}
-    assert all(b["time"] - a["time"] > 0.5 for a, b in pairwise(events))
+    # A mule that was held up has several at once, but no more than there were seconds.
+    assert len(events) <= events[-1]["time"] - events[0]["time"] + 4
 
 
 def test_a_timer_with_iterations_fires_so_many_times(server):
-    let_pass(server, 6)
+    server.wait_for_events("twice", 2)
+    let_more_pass(server)
 
     assert len(server.events("twice")) == 2
 
 
 def test_a_lazy_timer_called_again_and_again_is_one_timer(server):
-    let_pass(server, 6)
+    before = len(server.wait_for_events("lazy"))
+    let_more_pass(server)
 
-    assert abs(len(server.events("lazy")) - len(server.events("reference"))) <= 2
+    # Six timers would have fired 18 times; some may still be on their way.
+    assert len(server.events("lazy")) - before <= 8
+    server.wait_for_events("lazy", before + 3)
 
 
 def test_a_lazy_timer_may_learn_its_setup_before_it_is_called(server):
-    let_pass(server, 6)
+    server.wait_for_events("later", 2)
+    let_more_pass(server)
 
     assert len(server.events("later")) == 2
 
@@ -152,10 +161,11 @@ def test_a_lazy_timer_that_has_not_learnt_its_setup_is_refused(server):
 
 
 def test_a_lazy_timer_with_iterations_may_be_started_again_when_it_has_ended(server):
-    let_pass(server, 6)
+    server.wait_for_events("lazy twice", 2)
+    let_more_pass(server)
     assert len(server.events("lazy twice")) == 2
-    assert server.call("lazy_twice()") is True
-    assert server.call("lazy_twice()") is False
+    # Both before the first of them can have ended.
+    assert server.call("[lazy_twice(), lazy_twice()]") == [True, False]
 
     server.wait_for_events("lazy twice", 4)
 
@@ -240,6 +250,7 @@ def test_a_timer_that_a_reload_declares_again_fires_once_a_second(serve):
     server.wait_for_events("ticks")
     server.reload()
     known = len(server.events("ticks"))
-    events = server.wait_for_events("ticks", known + 2)
+    events = server.wait_for_events("ticks", known + 8)
 
-    assert events[known + 1]["time"] - events[known]["time"] > 0.5
+    # Twice a second they would take half of that.
+    assert events[known + 7]["time"] - events[known]["time"] > 4

@@ -417,7 +417,10 @@ def test_a_worker_with_threads_of_uwsgis_ends_in_the_same_order(serve, number):
 
 def test_the_users_own_function_is_still_called_at_the_end(serve):
     server = serve(
-        SOURCE + "\n    uwsgi.atexit = lambda: record('goodbye')\n", spoolers=0, workers=2
+        SOURCE + "\n    uwsgi.atexit = lambda: record('goodbye')\n",
+        spoolers=0,
+        workers=2,
+        options=MERCIFUL,
     )
     server.call("here('first')")
     server.wait_for_events("first")
@@ -431,7 +434,9 @@ def test_the_users_own_function_is_still_called_at_the_end(serve):
 
 
 def test_a_function_of_the_users_that_raises_at_the_end_costs_no_job(serve):
-    server = serve(SOURCE + "\n    uwsgi.atexit = lambda: 1 / 0\n", spoolers=0)
+    server = serve(
+        SOURCE + "\n    uwsgi.atexit = lambda: 1 / 0\n", spoolers=0, options=MERCIFUL
+    )
     server.call("in_an_hour('tomorrow')")
     come_to_rest(server)
     server.stop()
