@@ -434,9 +434,7 @@ def test_the_users_own_function_is_still_called_at_the_end(serve):
 
 
 def test_a_function_of_the_users_that_raises_at_the_end_costs_no_job(serve):
-    server = serve(
-        SOURCE + "\n    uwsgi.atexit = lambda: 1 / 0\n", spoolers=0, options=MERCIFUL
-    )
+    server = serve(SOURCE + "\n    uwsgi.atexit = lambda: 1 / 0\n", spoolers=0, options=MERCIFUL)
     server.call("in_an_hour('tomorrow')")
     come_to_rest(server)
     server.stop()
