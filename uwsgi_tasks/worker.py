@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from uwsgi_tasks import default_app
@@ -23,7 +22,7 @@ from uwsgi_tasks.app import App
 from uwsgi_tasks.errors import ConfigurationError
 from uwsgi_tasks.executors import Consuming
 from uwsgi_tasks.health import answer
-from uwsgi_tasks.hearing import hear_here
+from uwsgi_tasks.hearing import Ears
 from uwsgi_tasks.log_lines import one_line
 from uwsgi_tasks.model import TaskExecutor
 from uwsgi_tasks.processes import AGAIN, ENDS, STACKS, Processes, end, ends, flush, hear, hold
@@ -35,6 +34,8 @@ _KILLED = 1
 """What a process ends with that was told twice."""
 _SECOND_LOOK = 5.0
 """Seconds that a process has beyond its grace to say what it gives back."""
+_AT_ONCE = 0.001
+"""Seconds: none at all would be never."""
 _FOREVER = 3600.0
 _GLANCE = 200
 """Milliseconds for which one look for changed files takes."""
@@ -214,7 +215,11 @@ class _Work:
     def __init__(self, app: App, plan: Plan) -> None:
         self._consumer = app.consume(plan.consuming, plan.executor)
         self._grace = plan.consuming.grace
+        self._is_alone = False
         self._told_at: float | None = None
+        """When somebody has told it to end first."""
+        self._heard_at: float | None = None
+        """When that signal was counted: later, where its thread had to wait for its turn."""
 
     @property
     def is_told(self) -> bool:
@@ -237,21 +242,8 @@ class _Work:
         *alone*: nobody else sees to it that this process ends when it is told so twice, or takes
         too long.
         """
-
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            now = time.monotonic()
-            if self._told_at is None:
-                self._told_at = now
-                self._consumer.stop()
-                if alone:
-                    # By its own handler it would wait for a Redis that does not answer.
-                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                    signal.setitimer(signal.ITIMER_REAL, self._grace + _SECOND_LOOK)
-            elif alone and now > self._told_at + AGAIN:
-                # Leases decide what becomes of what runs.
-                os._exit(_KILLED)
-
-        hear_here(numbers, stop)
+        self._is_alone = alone
+        Ears(numbers, self._begin_to_end, self._heed).open()
         _trim()
         # Where standard error is no file, nobody could read it.
         with contextlib.suppress(ValueError, OSError, AttributeError):
@@ -260,6 +252,28 @@ class _Work:
         if not self.is_told:
             # Nothing runs here any more, and another one is to take our place.
             hold(numbers)
+
+    def _begin_to_end(self) -> None:
+        """Take no more; for the main thread, or the one that hears signals while that is busy."""
+        if self._told_at is None:
+            self._told_at = time.monotonic()
+            self._consumer.stop()
+        if not self._is_alone:
+            return
+        if threading.current_thread() is threading.main_thread():
+            # By its own handler it would wait for a Redis that does not answer.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        left = self._told_at + self._grace + _SECOND_LOOK - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(left, _AT_ONCE))
+
+    def _heed(self) -> None:
+        """Count a signal: the second one is the end."""
+        now = time.monotonic()
+        if self._heard_at is None:
+            self._heard_at = now
+        elif self._is_alone and now > self._heard_at + AGAIN:
+            # Leases decide what becomes of what runs.
+            os._exit(_KILLED)
 
     def tell_each_second(self, is_well: Callable[[], None]) -> None:
         """Call *is_well* for as long as that is so."""

@@ -329,17 +329,24 @@ def test_what_a_job_forks_ends_as_that_of_any_program(shop, processes, threads):
     shop.write(
         "forking.py",
         """
-        import multiprocessing, os, signal, time
+        import multiprocessing, signal, sys, time
         from stage import record
         from uwsgi_tasks import task
+        def doze():
+            time.sleep(600)
+        def listen(listens):
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+            listens.send("now")
+            doze()
         @task(executor="redis")
         def fork():
             codes = []
-            # At once, which is before it could have said anything, and later.
-            for pause in (0, 0.2):
-                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            here, there = multiprocessing.Pipe()
+            for do, args in ((doze, ()), (listen, (there,))):
+                child = multiprocessing.get_context("fork").Process(target=do, args=args)
                 child.start()
-                time.sleep(pause)
+                # The first one at once, before it could do anything.
+                args and here.recv()
                 child.terminate()
                 child.join(12)
                 codes.append(child.exitcode)
@@ -355,8 +362,111 @@ def test_what_a_job_forks_ends_as_that_of_any_program(shop, processes, threads):
     shop.wait_for_events("still here")
     worker.tell()
 
-    assert event["codes"] == [-signal.SIGTERM] * 2
+    assert event["codes"] == [-signal.SIGTERM, 3]
     assert worker.wait() == 0
+
+
+STUCK = """
+    import ctypes, signal, threading
+    from stage import gate, record
+    from uwsgi_tasks import task
+
+    def stick(name):
+        # No signal ends it, and nothing but that gate.
+        libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        libc.pthread_mutex_lock(lock)
+        def free():
+            gate(name)
+            libc.pthread_mutex_unlock(lock)
+        threading.Thread(target=free, daemon=True).start()
+        record("stuck")
+        libc.pthread_mutex_lock(lock)
+        record("free")
+
+    @task(executor="redis")
+    def stay(name):
+        stick(name)
+
+    @task(executor="redis", timeout=1)
+    def overstay(name):
+        stick(name)
+
+    @task(executor="redis")
+    def deafen(name):
+        signal.set_wakeup_fd(-1)
+        gate(name)
+"""
+
+
+def stuck(shop, *options, task="stay"):
+    """Return a worker whose main thread is in C code, until the gate "out" is open."""
+    shop.write("stuck.py", STUCK)
+    # Python 3.11 lets no other thread go on that is traced until the one that is stuck does.
+    worker = shop.work("-m", "stuck", *options, env={"MEASURE_WITH": ""})
+    shop.queues.submit("default", ["job-1", f'{{"task": "stuck.{task}", "args": ["out"]}}'])
+    shop.wait_for_events("stuck")
+    return worker
+
+
+@pytest.mark.parametrize("processes", [ALONE, SEVERAL])
+def test_told_to_end_while_c_code_runs_it_gives_that_back_after_its_grace(shop, processes):
+    worker = stuck(shop, "--grace", "200ms", *processes)
+    worker.tell()
+
+    assert worker.wait() == 0
+    assert shop.names() == ["stuck"]
+    assert shop.queues.sizes("default").waiting == 1
+
+
+def test_told_to_end_while_c_code_runs_it_waits_for_that_within_its_grace(shop):
+    worker = stuck(shop)
+    worker.tell()
+    told = time.monotonic()
+    # Long enough for a second signal, which the handler of the first one is not.
+    shop.wait_for(lambda: time.monotonic() > told + 2)
+    shop.open_gate("out")
+
+    assert worker.wait() == 0
+    assert shop.names() == ["stuck", "free"]
+    shop.wait_until_empty()
+
+
+def insist(worker):
+    """Tell it to end again and again: it may hear of the first time late."""
+    while worker.process.poll() is None:
+        worker.tell()
+        time.sleep(1)
+
+
+def test_told_a_second_time_while_c_code_runs_it_ends_at_once(shop):
+    worker = stuck(shop)
+    insist(worker)
+
+    assert worker.wait() == 1
+    assert shop.names() == ["stuck"]
+
+
+@pytest.mark.slow
+def test_told_to_end_while_what_cannot_be_ended_runs_it_is_not_begun_anew(shop):
+    worker = stuck(shop, task="overstay")
+    worker.tell()
+
+    assert worker.wait() == 0
+    assert starts(worker) == 1
+    assert [letter["id"] for letter in shop.ask("dead", "ls")["dead"]] == ["job-1"]
+
+
+def test_where_a_job_has_python_tell_nobody_of_signals_it_hears_them_all_the_same(shop):
+    shop.write("stuck.py", STUCK)
+    worker = shop.work("-m", "stuck")
+    shop.queues.submit("default", ["job-1", '{"task": "stuck.deafen", "args": ["open"]}'])
+    shop.open_gate("open")
+    shop.wait_until_empty()
+    shop.submit("hold", "gate")
+    shop.wait_for_events("gate begins")
+    insist(worker)
+
+    assert worker.wait() == 1
 
 
 @pytest.mark.slow

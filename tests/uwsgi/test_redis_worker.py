@@ -44,8 +44,8 @@ def serve_worker(serve, redis_server):  # noqa: F811  the fixture
     """Start a uWSGI with such a mule."""
     redis_server.flush()
 
-    def start(source=SOURCE, *, worker=WORKER, options=(), mercy=20, **given):
-        env = {"UWSGI_TASKS_REDIS": redis_server.url, "UWSGI_TASKS_THREADS": "2"}
+    def start(source=SOURCE, *, worker=WORKER, options=(), mercy=20, threads=2, **given):
+        env = {"UWSGI_TASKS_REDIS": redis_server.url, "UWSGI_TASKS_THREADS": str(threads)}
         options = [f"--mule={worker}", "--mule-reload-mercy", str(mercy), *options]
         return serve(source, spoolers=0, options=options, env=env, **given)
 
@@ -171,6 +171,36 @@ def test_what_a_job_forks_there_ends_as_that_of_any_program(serve_worker):
     (after,) = server.wait_for_events("after")
 
     assert (event["code"], after["pid"]) == (-signal.SIGTERM, event["pid"])
+
+
+STUCK = """
+    import ctypes
+    import threading
+    @task(executor="redis", lease=1)
+    def stick():
+        libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        libc.pthread_mutex_lock(lock)
+        record("stuck", thread=threading.current_thread().name)
+        # No signal ends it.
+        libc.pthread_mutex_lock(lock)
+"""
+
+
+def test_c_code_that_takes_longer_than_the_mercy_is_given_back_too(serve_worker):
+    # Of one thread, jobs run in the main one, which calls handlers when it is back from there.
+    server = serve_worker(SOURCE + STUCK, mercy=2, threads=1)
+    server.call("stick()")
+    for number in (1, 2, 3):
+        events = server.wait_for_events("stuck", number)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for(lambda number=number: len(mules(server)) > number)
+        # A mule has a second for it, then it is killed: one that stands still is too late.
+        if "this worker ends while 1 of its jobs run: they are given back" in server.log:
+            break
+    else:
+        pytest.fail(server.log)
+
+    assert {event["thread"] for event in events} == {"MainThread"}
 
 
 def test_a_mule_that_is_killed_is_started_again_and_its_job_runs_again(serve_worker, queues):
