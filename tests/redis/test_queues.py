@@ -675,6 +675,47 @@ def test_a_job_is_cancelled_in_whatever_queue_it_is(queues):
     assert queues.drain(9, "default", "mail") == ["b"]
 
 
+def test_a_job_is_found_among_thousands_of_queues_in_a_few_trips(one, monkeypatch):
+    names = [f"tenant-{number:04}" for number in range(2500)]
+    one.client.call("SADD", "uwsgi_tasks:queues", *names)
+    one.put("first", queue=names[3])
+    one.put("last", queue=names[-3])
+    trips, take = [], Client._take
+
+    def count_and_take(client):
+        trips.append(client)
+        return take(client)
+
+    monkeypatch.setattr(Client, "_take", count_and_take)
+
+    def asked(question, *words):
+        trips.clear()
+        found = question(*words)
+        # One for the names, one for each thousand of them; and one where the job is, or two, if
+        # Redis does not know that script yet.
+        assert len(trips) <= 6
+        return found
+
+    assert asked(one.find, "first").queue == names[3]
+    assert asked(one.find, "last").queue == names[-3]
+    assert asked(one.find, "none") is None
+    assert asked(one.cancel, "first", Stop.ASKED)[1].queue == names[3]
+    assert asked(one.cancel, "first", Stop.ASKED) is None
+    asked(one.forget, "last")
+    assert asked(one.find, "last") is None
+
+
+def test_who_uses_more_and_more_queues_does_not_remember_them_all(one, monkeypatch):
+    for number in range(600):
+        one.note(f"old-{number}")
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 31)
+    for number in range(1000):
+        one.note(f"new-{number}")
+    assert len(one._noted) == 1000
+    assert len(one.names()) == 1600
+
+
 def test_what_is_left_of_many_that_were_cancelled_is_skipped(queues):
     queues.put(*map(str, range(300)))
     for number in range(299):

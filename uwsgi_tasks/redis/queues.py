@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 from uwsgi_tasks.model import LEASE, Sizes
@@ -22,6 +23,10 @@ LEAST = 9
 _PAGE = 200
 _NOTED = 30.0
 """Seconds after which all others are told again of a queue: Redis may have lost its memory."""
+_FEW = 500
+"""Queues of which a process remembers at least when it has told of them."""
+_AT_ONCE = 1000
+"""Queues that are asked with one trip."""
 _PLACES = ("suspects", *map(str, range(LEAST + 1)), "due")
 """Where jobs wait, in the order in which they would be taken."""
 
@@ -100,6 +105,7 @@ class Queues:
         self.client = client
         self.prefix = prefix(namespace)
         self._noted: dict[str, float] = {}
+        self._room = _FEW
 
     def root(self, queue: str) -> str:
         """Return what the keys of a queue begin with: all of them lie in one slot of a cluster."""
@@ -133,6 +139,15 @@ class Queues:
         if now > self._noted.get(queue, float("-inf")) + _NOTED:
             self.client.call("SADD", f"{self.prefix}:queues", queue)
             self._noted[queue] = now
+            if len(self._noted) > self._room:
+                self._forget_noted(now)
+
+    def _forget_noted(self, now: float) -> None:
+        # Of a copy: other threads add to it. What they add meanwhile is told once more.
+        kept = [(name, at) for name, at in self._noted.copy().items() if now <= at + _NOTED]
+        self._noted = dict(kept)
+        # Else it would be looked through for each of many that are all in use.
+        self._room = max(_FEW, 2 * len(kept))
 
     def names(self) -> list[str]:
         """Return the queues that are known, by name."""
@@ -241,9 +256,21 @@ class Queues:
 
     # ---- looking, and taking away -----------------------------------------------------------
 
+    def _holders(self, id: str) -> Iterator[str]:  # noqa: A002
+        """Go through the queues that may have a job."""
+        names = self.names()
+        if len(names) == 1 or self.client.is_cluster:
+            # Each is a trip there, whatever it is asked.
+            yield from names
+            return
+        for start in range(0, len(names), _AT_ONCE):
+            page = names[start : start + _AT_ONCE]
+            asked = [("HEXISTS", f"{self.root(name)}:jobs", _raw(id)) for name in page]
+            yield from compress(page, self.client.calls(asked))
+
     def find(self, id: str) -> Standing | None:  # noqa: A002
         """Return where a job stands, in whichever queue that is."""
-        for queue in self.names():
+        for queue in self._holders(id):
             for found in self._standings(queue, [_raw(id)]):
                 return found
         return None
@@ -289,7 +316,7 @@ class Queues:
 
         Returns whether it runs, and what it was.
         """
-        for queue in self.names():
+        for queue in self._holders(id):
             found = self.client.run(self._CANCEL, (self.root(queue),), (_raw(id), int(stop)))
             if found is not None:
                 runs, payload = found
@@ -298,7 +325,7 @@ class Queues:
 
     def forget(self, id: str) -> None:  # noqa: A002
         """Forget a job, whatever it is doing, for it is to be submitted again."""
-        for queue in self.names():
+        for queue in self._holders(id):
             self.client.run(self._FORGET, (self.root(queue),), (_raw(id),))
 
     def progress(self, queue: str, id: str, progress: str = "") -> int:  # noqa: A002
