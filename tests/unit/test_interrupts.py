@@ -89,8 +89,8 @@ def test_what_takes_too_long_is_interrupted():
 
 def test_who_is_in_time_is_left_alone():
     def work():
-        value = limited(0.1, lambda: "in time")
-        busy(0.2)
+        value = limited(1, lambda: "in time")
+        busy(1.2)
         return value
 
     assert Ran(work).ended().value == "in time"
@@ -115,7 +115,7 @@ def test_many_limits_need_one_thread():
 
 
 def test_what_only_waits_is_interrupted_when_that_is_over():
-    error = Ran(limited, 0.05, time.sleep, 0.3).ended().error
+    error = Ran(limited, 0.05, time.sleep, 2).ended().error
     assert isinstance(error, TaskTimeout)
 
 
@@ -218,8 +218,14 @@ def test_the_main_thread_is_interrupted_while_it_waits_if_it_listens():
 def test_the_main_thread_can_be_killed_while_it_waits():
     listen()
     main = threading.get_ident()
-    timer = threading.Timer(0.05, kill, [main])
-    timer.start()
+
+    def kill_main():
+        until(lambda: running(main))
+        # By then it waits.
+        time.sleep(0.05)
+        kill(main)
+
+    threading.Thread(target=kill_main).start()
     began = time.monotonic()
     with pytest.raises(TaskCancelled), Interruptible():
         time.sleep(PATIENCE)
@@ -228,7 +234,7 @@ def test_the_main_thread_can_be_killed_while_it_waits():
 
 def test_without_listening_no_signal_is_sent():
     signal.signal(signal.SIGURG, signal.SIG_DFL)
-    assert slept(0.3, 0.05) >= 0.3
+    assert slept(2, 0.05) >= 2
 
 
 def test_whoever_listens_to_that_signal_already_goes_on_to_do_so():
@@ -305,14 +311,15 @@ def test_the_limit_of_what_is_outside_counts_again_when_the_inside_has_ended():
 
 
 def test_who_is_killed_within_a_region_is_killed_in_the_innermost():
+    inside = threading.Event()
+
     def outer():
         with pytest.raises(TaskCancelled):
-            limited(None)
+            limited(None, lambda: (inside.set(), busy()))
         return "the outer one goes on"
 
     ran = Ran(limited, None, outer)
-    # Not before it is inside.
-    time.sleep(0.1)
+    assert inside.wait(PATIENCE)
     assert killed(ran).value == "the outer one goes on"
 
 

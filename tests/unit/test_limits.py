@@ -123,9 +123,9 @@ def test_the_timer_of_somebody_else_goes_on(alarm):
 def test_a_timer_of_somebody_else_that_was_due_meanwhile_rings_after_us(alarm):
     heard = []
     signal.signal(signal.SIGALRM, lambda number, _frame: heard.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
     with alarm.limit(LONG):
-        idle(0.05)
+        idle(1.2)
         before = list(heard)
     deadline = time.monotonic() + LONG
     while not heard and time.monotonic() < deadline:
@@ -204,10 +204,16 @@ def test_an_alarm_that_comes_before_its_time_ends_nothing(alarm):
 
 
 def test_who_can_only_be_asked_is_asked_each_interval(alarm):
-    answers = iter([False, False, True])
-    with pytest.raises(TaskCancelled), alarm.limit(None, lambda: next(answers), 0.01):
+    asked = []
+
+    def is_unwanted():
+        asked.append(1)
+        return len(asked) > 2
+
+    with pytest.raises(TaskCancelled), alarm.limit(None, is_unwanted, 0.01):
         idle()
-    assert next(answers, None) is None
+    # Once more, perhaps, where that comes before its end.
+    assert len(asked) >= 3
 
 
 def test_who_is_asked_has_an_end_all_the_same(alarm):

@@ -195,7 +195,8 @@ def test_a_job_of_the_future_does_not_run_before_its_time(task):
 def test_jobs_of_the_future_run_in_the_order_of_their_times(make):
     ran = []
     note = make(threads=1).task(executor="thread", name="note")(ran.append)
-    now = time.time()
+    # All of them are there before the first is due.
+    now = time.time() + 1
     handles = [note.using(at=now + 0.05 * number)(number) for number in (3, 1, 2)]
     assert all(handle.wait(LONG) for handle in handles)
     assert ran == [1, 2, 3]
@@ -535,11 +536,12 @@ def test_a_task_may_wait_for_another_one(task):
     assert task()(lambda: double(21).result(LONG))().result(LONG) == 42
 
 
-def test_while_a_job_with_a_key_waits_another_call_is_the_same_job(task):
+def test_while_a_job_with_a_key_waits_another_call_is_the_same_job(blocked, gate):
     ran = []
-    note = task(name="note", unique="key", at=SOON)(ran.append)
+    note = blocked.task(executor="thread", name="note", unique="key")(ran.append)
     first, second = note(1), note(2)
     assert second.id == first.id
+    gate.open()
     first.wait(LONG)
     assert ran == [1]
     third = note(3)

@@ -30,9 +30,13 @@ def say(word, seconds=0):
     time.sleep(seconds)
     print(word)
 
+# It is said to run before it has said so itself.
+HAS_BEGUN = threading.Event()
+
 @app.task(executor="thread", name="begin")
 def begin(seconds):
     print("begun")
+    HAS_BEGUN.set()
     time.sleep(seconds)
     print("ended")
 
@@ -138,14 +142,14 @@ def test_a_store_on_the_disk_takes_the_dead_letters(run, dead, tmp_path):
 
 def test_what_runs_beyond_the_grace_is_a_dead_letter(run, dead):
     began = time.monotonic()
-    code, words = run("begin(60).wait(until='running')", thread_grace=0.2)
+    code, words = run("begin(60); HAS_BEGUN.wait(30)", thread_grace=0.2)
     assert (code, words) == (0, ["begun"])
     assert time.monotonic() - began < 50
     assert "while it ran" in dead()[60]
 
 
 def test_what_nobody_has_got_to_is_a_dead_letter(run, dead):
-    run("begin(60).wait(until='running'); say('never')", thread_grace=0.2, threads=1)
+    run("begin(60); HAS_BEGUN.wait(30); say('never')", thread_grace=0.2, threads=1)
     assert "before it could run" in dead()["never"]
 
 
@@ -163,13 +167,19 @@ def test_a_second_interrupt_cuts_the_grace_short_and_loses_nothing(run, dead, si
     ended = run(
         f"""
         {handler}
-        begin(60).wait(until="running")
+        begin(60)
+        HAS_BEGUN.wait(30)
         say("due")
         say.using(at=LATER)("late")
+        pool, waits = app._thread._pool, threading.Event()
+        drain = pool.drain
+        pool.drain = lambda end: (waits.set(), drain(end))
 
         def interrupt():
             for _ in range({times}):
                 os.kill(os.getpid(), {int(number)})
+                # The second one comes while it waits for its jobs.
+                waits.wait(30)
                 time.sleep(0.3)
 
         threading.Thread(target=interrupt, daemon=True).start()
@@ -197,7 +207,8 @@ def test_interrupts_while_the_dead_letters_are_written_lose_none(run, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.01)
 
-        begin(60).wait(until="running")
+        begin(60)
+        HAS_BEGUN.wait(30)
         threading.Thread(target=interrupt, daemon=True).start()
         time.sleep(60)
         """
@@ -245,7 +256,8 @@ def test_fixtures_are_closed_last_and_once_when_an_interrupt_ends_the_wait_for_t
 
         def work():
             threading.main_thread().join()
-            begin(60).wait(until="running")
+            begin(60)
+            HAS_BEGUN.wait(30)
             say("due")
             # Python drops what a handler raises where a destructor runs: then once more.
             for _ in range(3):
@@ -276,7 +288,8 @@ def test_fixtures_do_not_wait_for_a_job_that_was_given_up(run):
             yield
             print("close")
 
-        begin(60).wait(until="running")
+        begin(60)
+        HAS_BEGUN.wait(30)
         """,
         thread_grace=0.2,
     )
@@ -383,7 +396,7 @@ def test_a_forked_child_ends_with_its_own_jobs_alone(run, dead):
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_what_is_killed_says_nothing_of_its_jobs(run, dead, end):
-    _, words = run(f"begin(60).wait(until='running'); say.using(at=LATER)('late'); {end}")
+    _, words = run(f"begin(60); HAS_BEGUN.wait(30); say.using(at=LATER)('late'); {end}")
     assert (words, dead()) == (["begun"], {})
 
 
