@@ -19,11 +19,14 @@ SOURCE = """
     def note(name):
         record(name)
 
-    @task(executor="redis", lease=1)
-    def hold(name):
+    def hold_it(name):
         record("held", id=get_current_task().id)
         gate(name)
         record("let go", id=get_current_task().id)
+
+    hold = task(executor="redis", name="app.hold")(hold_it)
+    # One whose process dies runs again soon.
+    hold_briefly = task(executor="redis", name="app.hold_briefly", lease=5)(hold_it)
 
     @task(executor="mule")
     def message(name):
@@ -138,7 +141,7 @@ def test_a_reload_waits_for_what_runs_and_the_new_mule_goes_on(serve_worker):
 
 def test_what_takes_longer_than_the_mercy_is_given_back_and_runs_in_the_next_mule(serve_worker):
     server = serve_worker(mercy=2)
-    server.call("hold('gate')")
+    server.call("hold_briefly('gate')")
     server.wait_for_events("held")
     os.kill(server.pid, signal.SIGHUP)
     events = server.wait_for_events("held", 2)
@@ -205,7 +208,7 @@ def test_c_code_that_takes_longer_than_the_mercy_is_given_back_too(serve_worker)
 
 def test_a_mule_that_is_killed_is_started_again_and_its_job_runs_again(serve_worker, queues):
     server = serve_worker()
-    server.call("hold('gate')")
+    server.call("hold_briefly('gate')")
     (before,) = server.wait_for_events("held")
     os.kill(before["pid"], signal.SIGKILL)
     _, after = server.wait_for_events("held", 2)

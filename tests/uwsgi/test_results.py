@@ -56,7 +56,7 @@ SOURCE = """
         gate(name)
         return name
 
-    @task(executor="spooler", result_ttl=600, retry=Retry(attempts=3, delay=0.5))
+    @task(executor="spooler", result_ttl=600, retry=Retry(attempts=3, delay=2))
     def flaky():
         attempt = get_current_task().attempt
         record("flaky", attempt=attempt)
@@ -73,7 +73,7 @@ SOURCE = """
     def fails_and_is_forgotten():
         raise LookupError("no such order")
 
-    @task(executor="spooler", result_ttl=1)
+    @task(executor="spooler", result_ttl=5)
     def brief():
         return 1
 """
