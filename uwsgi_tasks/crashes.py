@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from uwsgi_tasks import codec, spool
 from uwsgi_tasks.marks import Dead, Progress, bereave
@@ -32,7 +33,8 @@ class Crashes:
 
     Nothing is unpickled here: it may be just that which kills. *limit* crashes make a file a dead
     letter, which *reject* writes. Of a file with many calls, only the one that was running goes.
-    What was to be killed goes as well, and *cancelled* is told.
+    What was to be killed goes as well, and *cancelled* is told. *shared* says that other processes
+    serve the directory, each of which settles the death of who had run a file that it takes.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class Crashes:
         limit: int,
         reject: Reject,
         cancelled: Cancelled,
+        *,
+        shared: bool = False,
     ) -> None:
         self._files = files
         self._running = files.path / "running"
         self._incarnation, self._limit = incarnation, limit
         self._reject, self._cancelled = reject, cancelled
+        self._shared = shared
 
     def settle(self, current: str | None, payload: bytes, *, has_mark: bool = False) -> str | None:
         """Count the crashes of all that died; return why the file *current* must not run, if so.
@@ -55,17 +60,21 @@ class Crashes:
         must not be opened: closing it would drop uWSGI's lock. *has_mark*: this process has a
         `Mark` already.
         """
-        condemned = None
-        for dead in bereave(self._running, has_mark=has_mark):
+        reasons: list[str | None] = []
+
+        def settle(dead: Dead) -> bool:
             # A newcomer must start, whatever is wrong with one file; that one keeps its time.
             try:
                 if dead.running is not None and dead.running == current:
-                    condemned = self._settle_current(dead, current, payload)
+                    reasons.append(self._settle_current(dead, current, payload))
                 elif dead.running is not None:
-                    self._settle(dead, dead.running)
+                    return self._settle(dead, dead.running)
             except Exception:
                 log.exception("%s: its process died, and that could not be counted", dead.running)
-        return condemned
+            return True
+
+        bereave(self._running, settle, has_mark=has_mark)
+        return next(filter(None, reasons), None)
 
     def forget_finished(self) -> None:
         """Take away what is known of files that are gone."""
@@ -78,36 +87,44 @@ class Crashes:
             if note.stem not in delayed and self._files.find(note.stem) is None:
                 note.unlink(missing_ok=True)
 
-    def _settle(self, dead: Dead, name: str) -> None:
+    def _settle(self, dead: Dead, name: str) -> bool:
+        """Count a crash; False if that is left to another process, which has the file."""
         path = self._files.find(name)
         if path is None:
-            return
+            return True
         with contextlib.suppress(FileNotFoundError), locked(path) as file:
-            # Somebody runs it already. A crash of theirs leaves a mark of its own; that of the dead
-            # is gone with this look.
-            if file is None:
+            if file is not None:
+                self._judge(dead, path, file)
+            elif self._shared:
+                # Before it runs the file it asks for the dead, as we do; it alone can leave it out.
+                return False
+            else:
+                # Somebody runs it already. A crash of theirs leaves a mark of its own.
                 self._count(dead, name)
-                return
-            if dead.killed:
-                self._cancelled(unpack(file.read())[1])
-                path.unlink()
-                return
-            # Should the counting fail, as on a full disk, it waits all the same.
-            self._put_off(path, _BACK_OFF)
-            crashes, limit = self._count(dead, name)
-            if crashes < limit:
-                # If the server was stopped, reloaded or killed, the job need not wait.
-                stopped = dead.incarnation != self._incarnation
-                self._put_off(path, 0 if stopped else _BACK_OFF * 2 ** (crashes - 1))
-                return
-            variables, body = unpack(file.read())
-            if self._spares(name, body):
-                os.utime(path)
-                return
-            self._reject(body, f"{REASON} ({crashes})", variables)
+        return True
+
+    def _judge(self, dead: Dead, path: Path, file: BinaryIO) -> None:
+        """Make of a file, which is locked, what the death of who ran it makes of it."""
+        if dead.killed:
+            self._cancelled(unpack(file.read())[1])
             path.unlink()
-            # Whoever puts it back wants it to be tried as often as it was.
-            self._file(name).unlink(missing_ok=True)
+            return
+        # Should the counting fail, as on a full disk, it waits all the same.
+        self._put_off(path, _BACK_OFF)
+        crashes, limit = self._count(dead, path.name)
+        if crashes < limit:
+            # If the server was stopped, reloaded or killed, the job need not wait.
+            stopped = dead.incarnation != self._incarnation
+            self._put_off(path, 0 if stopped else _BACK_OFF * 2 ** (crashes - 1))
+            return
+        variables, body = unpack(file.read())
+        if self._spares(path.name, body):
+            os.utime(path)
+            return
+        self._reject(body, f"{REASON} ({crashes})", variables)
+        path.unlink()
+        # Whoever puts it back wants it to be tried as often as it was.
+        self._file(path.name).unlink(missing_ok=True)
 
     def _settle_current(self, dead: Dead, name: str, payload: bytes) -> str | None:
         if dead.killed:

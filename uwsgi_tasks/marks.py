@@ -11,7 +11,7 @@ import signal
 import struct
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -150,11 +150,11 @@ class Dead:
     """Was what it ran to be stopped at once?"""
 
 
-def bereave(folder: Path, *, has_mark: bool = False) -> Iterator[Dead]:
-    """Yield, once, what each spooler process that died was doing; its file goes with it.
+def bereave(folder: Path, settle: Callable[[Dead], bool], *, has_mark: bool = False) -> None:
+    """Tell *settle*, once, what each spooler process that died was doing; its file goes with it.
 
-    Until this process has a `Mark`, one that bears its name is that of a dead one, which had its
-    number.
+    If it returns False, the file stays, for another process to settle that death. Until this
+    process has a `Mark`, one that bears its name is that of a dead one, which had its number.
     """
     for path in _files(folder):
         if has_mark and path.name == _own_name():
@@ -167,9 +167,7 @@ def bereave(folder: Path, *, has_mark: bool = False) -> Iterator[Dead]:
                 fcntl.lockf(handle, fcntl.LOCK_EX, 1, _SIZE)
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, _SIZE)
                 # Another newcomer may have been here between the listing and the lock.
-                if path.exists():
-                    content = os.read(handle, _SIZE).ljust(_SIZE, b"\0")
-                    yield _dead(content)
+                if path.exists() and settle(_dead(os.read(handle, _SIZE).ljust(_SIZE, b"\0"))):
                     path.unlink()
             finally:
                 os.close(handle)

@@ -19,6 +19,7 @@ from uwsgi_tasks.spool_file import pack
 
 JOB = Job("1", "shop.send", (1,))
 FILE = PREFIX + "web1_1_1_1_1_1"
+OURS = PREFIX + JOB.id
 SERVER, BEFORE = b"4711.2", b"4711.1"
 """This run of the server, and the one before it."""
 
@@ -57,7 +58,7 @@ def die(path, name=FILE, incarnation=SERVER, killed=None):
 class Newcomer(Crashes):
     """A spooler that starts, and keeps the dead letters, and what was cancelled, in lists."""
 
-    def __init__(self, path, limit=3):
+    def __init__(self, path, limit=3, *, shared=False):
         self.rejected, self.cancelled = [], []
         super().__init__(
             SpoolDirectory(path),
@@ -65,6 +66,7 @@ class Newcomer(Crashes):
             limit,
             lambda *letter: self.rejected.append(letter),
             self.cancelled.append,
+            shared=shared,
         )
 
 
@@ -198,6 +200,41 @@ def test_a_file_that_somebody_runs_again_is_left_to_them(path):
     os.waitpid(child, 0)
     assert (found, file.exists(), file.stat().st_mtime) == (([], None), True, 0)
     assert note_of(path) == "0 1 0"
+
+
+@pytest.mark.parametrize(("killed", "reason"), [(None, f"{REASON} (1)"), (JOB.id, CANCELLED)])
+def test_who_takes_a_file_while_another_settles_its_crash_knows_of_it(
+    path, monkeypatch, killed, reason
+):
+    file = place(path, OURS)
+    die(path, OURS, killed=killed)
+    ready, settling = os.pipe()
+    locked = module.locked
+
+    def late(path):
+        # Here the other one has begun to settle that death.
+        os.write(settling, b"x")
+        time.sleep(0.3)
+        return locked(path)
+
+    with file.open("r+b") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        other = os.fork()
+        if other == 0:
+            try:
+                monkeypatch.setattr(module, "locked", late)
+                Newcomer(path, limit=1, shared=True).settle(None, b"")
+            finally:
+                os._exit(0)
+        os.close(settling)
+        assert os.read(ready, 1) == b"x"
+        taker = Newcomer(path, limit=1, shared=True)
+        condemned = taker.settle(OURS, encode([JOB]), has_mark=True)
+        os.waitpid(other, 0)
+        os.close(ready)
+    assert (condemned, taker.rejected, file.exists()) == (reason, [], True)
+    marks = [note for note in (path / "running").iterdir() if note.suffix != ".crashes"]
+    assert marks == []
 
 
 def test_a_file_that_cannot_be_judged_does_not_keep_the_others_from_it(path, caplog):
@@ -369,8 +406,6 @@ def test_beside_the_file_at_hand_others_are_settled(path):
 
 
 # --- what was killed on purpose
-
-OURS = PREFIX + JOB.id
 
 
 def test_what_was_killed_on_purpose_is_told_and_goes(path):

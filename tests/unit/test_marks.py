@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import itertools
 import os
 import signal
 import time
@@ -47,11 +46,8 @@ class Child:
     def _answer(self):
         return os.read(self._answers, 8).decode().strip()
 
-    def begin(self, word):
-        os.write(self._pipe, word.encode().ljust(8))
-
     def do(self, word):
-        self.begin(word)
+        os.write(self._pipe, word.encode().ljust(8))
         return self._answer()
 
     def kill(self):
@@ -76,7 +72,7 @@ def child(folder):
             return mark, woken
 
         actions = {
-            "bereave": lambda _state: len(list(bereave(folder, has_mark=True))),
+            "bereave": lambda _state: len(left_by_the_dead(folder, has_mark=True)),
             "begin": lambda state: state[0].begin(FILE),
             "end": lambda state: state[0].end(),
             "wake": lambda state: state[0].wake(),
@@ -100,8 +96,10 @@ def name_of(pid):
     return f"{pid}.{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
-def left_by_the_dead(folder):
-    return list(bereave(folder))
+def left_by_the_dead(folder, *, settled=True, has_mark=False):
+    found = []
+    bereave(folder, lambda dead: found.append(dead) or settled, has_mark=has_mark)
+    return found
 
 
 # --- who died, and of what
@@ -207,21 +205,32 @@ def test_who_looks_at_the_marks_does_not_hide_a_dead_process_from_a_newcomer(
 def test_a_newcomer_waits_until_another_one_has_settled_a_death(folder, child, tmp_path):
     child(FILE).kill()
     settled = tmp_path / "settled"
+    ready, settling = os.pipe()
 
-    def settles(dead):
-        for _ in dead:
-            time.sleep(0.3)
-            settled.touch()
+    def settle(_dead):
+        os.write(settling, b"x")
+        time.sleep(0.3)
+        settled.touch()
+        return True
 
-    def begins():
-        dead = bereave(folder)
-        return itertools.chain([next(dead)], dead)
+    other = os.fork()
+    if other == 0:
+        try:
+            bereave(folder, settle)
+        finally:
+            os._exit(0)
+    os.close(settling)
+    assert os.read(ready, 1) == b"x"
+    found, was_settled = left_by_the_dead(folder), settled.exists()
+    os.waitpid(other, 0)
+    os.close(ready)
+    assert (found, was_settled) == ([], True)
 
-    other = Child(begins, settle=settles)
-    other.begin("settle")
-    found = left_by_the_dead(folder)
-    other.kill()
-    assert (found, settled.exists()) == ([], True)
+
+def test_a_death_that_is_left_to_another_is_told_again(folder, child):
+    child(FILE).kill()
+    found = [left_by_the_dead(folder, settled=settled) for settled in (False, True, True)]
+    assert found == [[Dead(running=FILE, incarnation=b"4711.1")]] * 2 + [[]]
 
 
 def test_a_new_process_with_the_number_of_a_dead_one_begins_afresh(folder):

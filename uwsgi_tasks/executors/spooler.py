@@ -324,8 +324,14 @@ class SpoolerExecutor(Executor):
         self._places.clear()
         files, settings = self._home.files, self._settings()
         incarnation, ordered = self._server.incarnation, self._server.spooler_ordered
+        self._shared = others > 0
         self._crashes = crashes = Crashes(
-            files, incarnation, settings.crash_limit, self._receiver.reject, self._cancelled
+            files,
+            incarnation,
+            settings.crash_limit,
+            self._receiver.reject,
+            self._cancelled,
+            shared=self._shared,
         )
         self._settle(current, payload)
         # Their faults must not keep a spooler from its work.
@@ -336,7 +342,6 @@ class SpoolerExecutor(Executor):
             log.exception("%s could not be tidied", files.path)
         self._mark = Mark(files.path / "running", incarnation, ordered=ordered)
         self._nice = not settings.renice
-        self._shared = others > 0
         if settings.spooler_frequency is not None:
             self._server.set_spooler_frequency(settings.spooler_frequency)
         return self._mark
