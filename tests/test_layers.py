@@ -64,6 +64,7 @@ LAYERS = {
     "redis.address": 1,
     "redis.waiter": 2,
     "redis.later": 3,
+    "redis.shards": 1,
     "redis.client": 3,
     "redis.gate": 1,
     "redis.queues": 4,

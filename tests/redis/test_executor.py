@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import pytest
@@ -32,6 +32,7 @@ from uwsgi_tasks import (
 from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.executors import Consuming
 from uwsgi_tasks.redis import consumer as consumer_module
+from uwsgi_tasks.redis import supply as supply_module
 from uwsgi_tasks.redis.queues import End
 from uwsgi_tasks.server import Server
 
@@ -1629,6 +1630,167 @@ def test_a_call_whose_answer_was_lost_and_that_tries_again_runs_once(app):
         send.map(range(3))
     app.work()
     assert runs == [0, 1, 2]
+
+
+# --- a server of a cluster that is away
+
+
+class Parted:
+    """An app on a cluster, and two queues: one of its servers has the first one of them."""
+
+    def __init__(self, cluster):
+        self.app = Shop(redis=f"{cluster.url}?socket_timeout=0.5&socket_connect_timeout=0.5")
+        owners = {cluster.owner(f"uwsgi_tasks:{name}") for name in ("queues", "workers")}
+        self.server = next(one for one in cluster.members if one not in owners)
+        root, numbers = self.app.queues.root, range(100)
+        self.away = next(
+            name for name in map("a{}".format, numbers) if cluster.owner(root(name)) is self.server
+        )
+        self.there = next(
+            name
+            for name in map("b{}".format, numbers)
+            if cluster.owner(root(name)) is not self.server
+        )
+
+    @contextmanager
+    def working(self, gate, **consuming):
+        """Have a worker of both queues beside the test."""
+        with self.app.working(self.away, self.there, **consuming) as consumer:
+            try:
+                yield consumer
+            finally:
+                self.server.thaw()
+                gate.set()
+
+
+@pytest.fixture
+def parted(redis_cluster):
+    def cover(word):
+        for one in redis_cluster.members:
+            one.cli("CONFIG", "SET", "cluster-require-full-coverage", word)
+
+    redis_cluster.flush()
+    cover("no")
+    made = Parted(redis_cluster)
+    yield made
+    made.server.thaw()
+    cover("yes")
+    redis_cluster.join()
+    redis_cluster.flush()
+
+
+@pytest.mark.slow
+def test_while_a_server_of_a_cluster_is_away_the_work_of_the_others_goes_on(parted, caplog):
+    caplog.set_level("INFO")
+    app, gate, began, taken = parted.app, threading.Event(), [], []
+
+    @app.declare
+    def hold(name):
+        began.append(name)
+        gate.wait(60)
+
+    send, runs = noting(app)
+    hold.using(queue=parted.away, lease=60)("away")
+    hold.using(queue=parted.there, lease=6)("there")
+    with parted.working(gate, threads=3) as consumer:
+        until(lambda: len(began) == 2)
+        parted.server.freeze()
+        # Longer than the lease.
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            taken += app.claim(1, parted.there)
+            time.sleep(0.2)
+        send.using(queue=parted.there).map(range(5))
+        until(lambda: len(runs) == 5)
+        until(lambda: app.queues.sizes(parted.there) == (0, 0, 1))
+        assert not consumer.is_healthy
+        parted.server.thaw()
+        until(lambda: consumer.is_healthy)
+        gate.set()
+        until(lambda: not any(app.queues.sizes(parted.away)))
+    assert (sorted(began), taken) == (["away", "there"], [])
+    assert caplog.text.count("waits for it") == 1
+
+
+def test_what_ends_while_its_server_of_a_cluster_is_away_is_told_later_and_all_else_at_once(
+    parted, caplog
+):
+    app, gate, first, began = parted.app, threading.Event(), threading.Event(), []
+
+    @app.declare(lease=60)
+    def hold(name):
+        began.append(name)
+        (first if name == "away" else gate).wait(60)
+
+    hold.using(queue=parted.away)("away")
+    hold.using(queue=parted.there)("there")
+    with parted.working(gate, threads=2) as consumer:
+        until(lambda: len(began) == 2)
+        parted.server.freeze()
+        first.set()
+        until(lambda: consumer.ran == 1 and not consumer.is_healthy)
+        gate.set()
+        until(lambda: not any(app.queues.sizes(parted.there)))
+        parted.server.thaw()
+        until(lambda: not any(app.queues.sizes(parted.away)))
+        until(lambda: consumer.is_healthy)
+    assert sorted(began) == ["away", "there"]
+    assert "lease was over" not in caplog.text
+
+
+def test_what_was_claimed_on_one_server_of_a_cluster_is_kept_though_another_one_did_not_answer(
+    parted, monkeypatch
+):
+    monkeypatch.setattr(supply_module, "_LATE", 2.0)
+    app = parted.app
+    send, _ = noting(app)
+    for name in (parted.away, parted.there):
+        send.using(queue=name).map(range(3))
+    supply = app.worker(parted.away, parted.there)._supply
+    supply.ends.append(End(parted.away, "a", b"other:1"))
+    parted.server.freeze()
+    step = supply.step(2)
+    assert ([claim.queue for claim in step.claims], len(supply.ends)) == ([parted.there] * 2, 1)
+    assert (step.missed, [one.places for one in supply._unheard]) == (
+        [parted.away],
+        [[parted.away]],
+    )
+    with pytest.raises(RedisAway):
+        supply.give_back_unheard(always=True)
+    parted.server.thaw()
+
+    def is_given_back():
+        with suppress(RedisAway):
+            supply.give_back_unheard(always=True)
+        return not supply._unheard
+
+    until(is_given_back)
+    supply.close()
+    assert app.queues.sizes(parted.away) == (3, 0, 0)
+    assert app.queues.sizes(parted.there) == (1, 0, 2)
+
+
+def test_what_is_given_back_to_a_cluster_comes_to_those_servers_that_are_there(parted):
+    app = parted.app
+    send, _ = noting(app)
+    for name in (parted.away, parted.there):
+        send.using(queue=name)(1)
+    supply = app.worker(parted.away, parted.there)._supply
+    for _ in range(2):
+        supply.step(1)
+    parted.server.freeze()
+    with pytest.raises(RedisAway):
+        supply.give_back_ahead()
+    assert app.queues.sizes(parted.there) == (1, 0, 0)
+    parted.server.thaw()
+
+    def is_given_back():
+        with suppress(RedisAway):
+            supply.give_back_all()
+        return app.queues.sizes(parted.away) == (1, 0, 0)
+
+    until(is_given_back)
+    supply.close()
 
 
 # --- workers that die

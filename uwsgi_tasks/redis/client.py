@@ -326,6 +326,11 @@ class Client:
         # Asked of the cluster: before redis-py 6 a node that was away has no pool of its own.
         return self._cluster().get_redis_connection(node).connection_pool.make_connection()
 
+    def server_of(self, key: str) -> str:
+        """Return the name of the server of a cluster that has *key*. Raises RedisAway."""
+        with self._guarded():
+            return str(self._cluster().get_node_from_key(key).name)
+
     def forget_nodes(self) -> None:
         """Find out anew which server has what: one has failed, or moved."""
         if self.is_cluster:

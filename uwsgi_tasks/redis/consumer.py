@@ -31,7 +31,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to fetch what cannot be fetched, as when Redis is away: more and
 more."""
 _AGAIN = 1.0
-"""Seconds between two attempts to tell it what has ended, where nobody comes by."""
+"""Seconds between two attempts to tell it what has ended, where nobody comes by; and between two
+looks into a cluster, some of whose servers are away."""
 _DOUBTS = 2
 """Times that its process has died, with others that ran there, after which a job runs alone."""
 _ALONE = 1.0, 60.0
@@ -218,7 +219,7 @@ class Consumer:
         self._supply.wake()
         self._hear_next(patience=SOON)
         try:
-            self._supply.give_back_ahead()
+            self._supply.give_back_ahead(SOON)
             held.is_lost = not self._queues.runs_alone(held.claim)
         except RedisAway as error:
             self._note_away(error)
@@ -282,10 +283,18 @@ class Consumer:
                     # It was told of something of which our step, before that, knew nothing.
                     step = self._step(1)
                 if not (self._ahead or self._stopping):
-                    self._supply.sleep(step.wait, lambda: self._stopping)
+                    self._sleep(step)
         finally:
             self._idle.discard(threading.get_ident())
         return None
+
+    def _sleep(self, step: Step) -> None:
+        """Wait until there may be more to do than *step* has brought."""
+        if step.away is None:
+            self._supply.sleep(step.wait, lambda: self._stopping)
+        else:
+            # Who waits in Redis does so on all servers.
+            self._wait(_AGAIN)
 
     def _step(self, most: int | None = None) -> Step:
         """Take a step, which claims up to *most* jobs."""
@@ -293,11 +302,14 @@ class Consumer:
         if settings.store_url == settings.redis:
             # Who waits for a job's end looks for its result then. One that is full takes none, and
             # has room again when jobs have ended. But it must not come back between the two.
-            if self._is_away:
+            if self._is_away and not self._queues.client.is_cluster:
                 self._queues.names()
             self._receiver.catch_up()
         step = self._supply.step(most)
-        if self._is_away:
+        if step.away is not None:
+            self._note_away(step.away)
+            self._complain(step.lost)
+        elif self._is_away:
             self._welcome_redis()
         elif step.lost:
             self._complain(step.lost)
@@ -355,15 +367,24 @@ class Consumer:
     def _rest(self) -> None:
         """Do nothing for a while, and the next time for longer."""
         pause, self._pause = self._pause, min(self._pause * 1.5, _LONGEST_PAUSE)
-        end = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  no secret
-        while not self._stopping and (left := end - time.monotonic()) > 0:
+        self._wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  no secret
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until somebody else has got something to run, or the worker is to end."""
+        end = time.monotonic() + seconds
+        while not (self._stopping or self._ahead) and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))
 
     def _welcome_redis(self) -> None:
         """Go on where we were, and give back what was claimed for us without our knowing."""
+        is_cluster = self._queues.client.is_cluster
+        if is_cluster:
+            # One server that does not answer is not to keep others from what they are about.
+            self._queues.look(self._supply.names)
         with self._away:
-            # What we have just heard may have been said before it went.
-            self._queues.names()
+            if not is_cluster:
+                # What we have just heard may have been said before it went.
+                self._queues.names()
             self._supply.give_back_all()
             if self._is_away:
                 self._is_away = False
@@ -375,14 +396,16 @@ class Consumer:
         while not self._over.is_set():
             # Not woken by who begins a job: it would have to wait for us, and most are short.
             self._hurry.wait(_DOZE if self._is_away or self._is_idle() else _TICK)
-            try:
-                self.holdings.renew()
-                self._tidy(time.monotonic())
-            except RedisAway as error:
-                self._note_away(error)
-            # Without it all that runs would lose its lease.
-            except Exception:
-                log.exception("the leases of what runs could not be looked after")
+            for look_after in (self.holdings.renew, self._tidy):
+                try:
+                    look_after()
+                except RedisAway as error:
+                    self._note_away(error)
+                    if not self._queues.client.is_cluster:
+                        break
+                # Without it all that runs would lose its lease.
+                except Exception:
+                    log.exception("the leases of what runs could not be looked after")
             self._announce()
             try:
                 self._check_end()
@@ -403,7 +426,7 @@ class Consumer:
                     self._step(0)
                 elif self._receiver.owes:
                     self._receiver.catch_up()
-                self._supply.give_back_ahead()
+                self._supply.give_back_ahead(SOON)
                 self._supply.give_back_all()
                 if not self._receiver.owes or time.monotonic() > min(until, self._stop_by):
                     self._presence.leave()
@@ -444,14 +467,13 @@ class Consumer:
             return False
         return held.expires_at > time.monotonic()
 
-    def _tidy(self, now: float) -> None:
+    def _tidy(self) -> None:
         """Tell Redis what has ended, where nobody comes by; give back what nobody gets to."""
+        now = time.monotonic()
         is_time = not self._is_away or now > self._flushed_at + _AGAIN
         if self._supply.ends and not self._ahead and is_time:
             self._flush()
             self._flushed_at = time.monotonic()
-        if not self._is_away:
-            self._supply.give_back_unheard()
         first = next(iter(tuple(self._ahead)), None)
         is_stuck = (
             first is not None
@@ -460,8 +482,11 @@ class Consumer:
         )
         self._hear_next(0.0 if is_stuck or self._stopping else _STUCK)
         # All at once, in its order, where nobody is in a hurry to have it.
-        if is_stuck or (self._stopping and not self._supply.expects_more):
+        if (is_stuck or self._stopping) and not self._supply.expects_more:
             self._supply.give_back_ahead()
+        # In a cluster some of it may be there. At last, for this may go wrong each time.
+        if not self._is_away or self._queues.client.is_cluster:
+            self._supply.give_back_unheard()
 
     def _hear_next(self, older: float = 0.0, patience: float = 0.0) -> None:
         """Take what Redis has claimed for us, where nobody comes by to hear of it."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import groupby
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Sequence
 
 from uwsgi_tasks import interrupts
 from uwsgi_tasks.errors import LeaseLost, RedisAway
 from uwsgi_tasks.model import Job, Stop
-from uwsgi_tasks.redis.queues import Claim, Queues
+from uwsgi_tasks.redis.queues import Claim, Queues, raise_first
 
 _SHARE = 3
 """A lease is extended when so great a part of it is over."""
@@ -26,8 +24,6 @@ _INSISTENCE = 5.0
 """Seconds between two times that a job is killed: what it has to clean up may take a while."""
 _OVERDUE = 5.0
 """Seconds by which a job may overrun its time limit before its process is given up."""
-
-by_queue = attrgetter("claim.queue")
 
 
 class Held:
@@ -57,6 +53,14 @@ class Held:
     def is_taken_off(self) -> bool:
         """Is it gone from Redis, for it runs, and does so once at most?"""
         return bool(self.claim.is_once and self.ident)
+
+
+def by_queue(held: Iterable[Held]) -> dict[str, list[Held]]:
+    """Return what is of each queue."""
+    found: dict[str, list[Held]] = {}
+    for one in held:
+        found.setdefault(one.claim.queue, []).append(one)
+    return found
 
 
 class Holdings:
@@ -156,7 +160,8 @@ class Holdings:
     def renew(self) -> None:
         """Extend the leases that are partly over; kill what is to be killed. Raises RedisAway.
 
-        Now and then it also asks what those that run are to do.
+        Now and then it also asks what those that run are to do. In a cluster, what can be done
+        has been when it raises.
         """
         now = time.monotonic()
         looks = now > self._looked_at + _LOOK
@@ -170,10 +175,11 @@ class Holdings:
                 or (looks and one.ident and now > one.since + _LOOK)
             )
         ]
-        for _, group in groupby(sorted(due, key=by_queue), key=by_queue):
-            self.touch(list(group))
         if looks:
             self._looked_at = now
+        if due:
+            groups = by_queue(due)
+            raise_first(self._queues.each(list(groups), lambda queue: self.touch(groups[queue])))
 
     def touch(self, held: Sequence[Held]) -> None:
         """Extend the leases of jobs of one queue, and learn what is asked of them."""

@@ -54,7 +54,8 @@ class Presence:
     def keep(self, ran: int) -> bool:
         """Give a sign of life, if it is time for one; say whether Redis has taken it.
 
-        Raises RedisAway, but not where Redis is there and refuses: the work can go on.
+        Raises RedisAway, but not where the work can go on: Redis is there and refuses, or it is a
+        cluster, whose other servers may be there.
         """
         now = time.monotonic()
         if now < self._next:
@@ -63,8 +64,10 @@ class Presence:
         try:
             self._say(ran)
         except RedisAway as error:
-            if not is_refusal(error):
+            if not self._may_go_on(error):
                 raise
+            # Most of the time is for servers that answer.
+            self._next = time.monotonic() + _AGAIN + 2 * (time.monotonic() - now)
             return self._keep_old(error)
         self._next, self._is_refused = now + _EVERY, False
         return True
@@ -87,11 +90,14 @@ class Presence:
         try:
             self._queues.client.call("EXPIRE", self._key, _KEPT)
         except RedisAway as again:
-            if not is_refusal(again):
+            if not self._may_go_on(again):
                 raise
             # It takes nothing at all, as while it loads its data.
             return False
         return True
+
+    def _may_go_on(self, error: RedisAway) -> bool:
+        return is_refusal(error) or self._queues.client.is_cluster
 
     def leave(self) -> None:
         """Say that we are gone. Raises RedisAway."""

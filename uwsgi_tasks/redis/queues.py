@@ -5,15 +5,18 @@ What each key holds, the scripts say where they begin.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
+from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.model import LEASE, Sizes
 from uwsgi_tasks.redis.client import Client
 from uwsgi_tasks.redis.script import Reply, Script, Word, prefix
+from uwsgi_tasks.redis.shards import Shards
 from uwsgi_tasks.redis.waiter import Behind, Waiter
 
 DEFAULT = "default"
@@ -89,6 +92,12 @@ class Step(NamedTuple):
     claims: list[Claim]
     wait: float | None
     """Seconds until there may be something to claim; None if nobody knows."""
+    away: RedisAway | None = None
+    """Why servers of a cluster could not be asked, while others could."""
+    missed: Sequence[str] = ()
+    """Their queues: nobody knows what came of that which they were told."""
+    unheard: Sequence[str] = ()
+    """Those of them that may have claimed something."""
 
 
 class Queues:
@@ -106,6 +115,7 @@ class Queues:
         self.prefix = prefix(namespace)
         self._noted: dict[str, float] = {}
         self._room = _FEW
+        self._shards = Shards(lambda queue: client.server_of(self.root(queue)))
 
     def root(self, queue: str) -> str:
         """Return what the keys of a queue begin with: all of them lie in one slot of a cluster."""
@@ -162,22 +172,29 @@ class Queues:
         """End what has run, and claim up to *most* jobs of *queues*, the first of them first.
 
         In a cluster this is a step for each queue, up to the first one that has any; in all
-        others it is one.
+        others it is one. Where a server of a cluster has failed, those of the others are taken; it
+        raises RedisAway if there are none.
         """
         places = list(dict.fromkeys([*queues, *(end.queue for end in ends)]))
         if not self.client.is_cluster:
             return self._step(places, ends, most, token)
-        found = Step([], [], None)
+        steps: list[Step] = []
+        asked: list[str] = []
+        away: dict[str, RedisAway] = {}
         for place in places:
-            left = most if place in queues and not found.claims else 0
-            own = [end for end in ends if end.queue == place]
-            if left or own:
-                one = self._step([place], own, left, token)
-                waits = [wait for wait in (found.wait, one.wait) if wait is not None]
-                found = Step(
-                    found.lost + one.lost, found.claims + one.claims, min(waits, default=None)
-                )
-        return found
+            is_served = place in queues and not any(step.claims for step in steps)
+            left, own = most if is_served else 0, [end for end in ends if end.queue == place]
+            if not (left or own):
+                continue
+            try:
+                with self._shards.asking(place):
+                    asked += [place] if left else []
+                    steps.append(self._step([place], own, left, token))
+            except RedisAway as error:
+                away[place] = error
+        if away and not steps:
+            raise next(iter(away.values()))
+        return _together(steps, asked, away)
 
     def _step(self, places: Sequence[str], ends: Sequence[End], most: int, token: str) -> Step:
         roots, words = self._step_words(places, ends, most, token)
@@ -208,6 +225,31 @@ class Queues:
                 ends if len(places) == 1 else [end for end in ends if end.queue == place]
             )
         return [self.root(place) for place in places], words
+
+    def each(self, queues: Sequence[str], ask: Callable[[str], object]) -> dict[str, RedisAway]:
+        """Call *ask* with each of *queues*; return those of which it has raised RedisAway.
+
+        In a cluster, one server that fails does not keep us from the others.
+        """
+        away: dict[str, RedisAway] = {}
+        for number, queue in enumerate(queues):
+            try:
+                with self._asking(queue):
+                    ask(queue)
+            except RedisAway as error:
+                if not self.client.is_cluster:
+                    return dict.fromkeys(queues[number:], error)
+                away[queue] = error
+        return away
+
+    def _asking(self, queue: str) -> contextlib.AbstractContextManager[None]:
+        is_cluster = self.client.is_cluster
+        return self._shards.asking(queue) if is_cluster else contextlib.nullcontext()
+
+    def look(self, queues: Sequence[str]) -> None:
+        """Find that all servers are there that have one of *queues*."""
+        call = self.client.call
+        raise_first(self.each(queues, lambda queue: call("EXISTS", f"{self.root(queue)}:jobs")))
 
     def touch(self, claims: Sequence[Claim]) -> list[int]:
         """Extend the leases of jobs of one queue by their length, from now.
@@ -347,6 +389,24 @@ class Queues:
             seen, *flat = self.client.run(self._PURGE, (self.root(queue),), (_PAGE,))
             for id_, payload in _rows(flat, 2):
                 yield _text(id_), payload
+
+
+def raise_first(away: Mapping[str, RedisAway]) -> None:
+    """Raise what the first of those has raised that `Queues.each` has returned."""
+    for error in away.values():
+        raise error
+
+
+def _together(steps: Sequence[Step], asked: Sequence[str], away: Mapping[str, RedisAway]) -> Step:
+    """Return what came of the steps of one worker on several servers."""
+    return Step(
+        [one for step in steps for one in step.lost],
+        [claim for step in steps for claim in step.claims],
+        min((step.wait for step in steps if step.wait is not None), default=None),
+        next(iter(away.values()), None),
+        list(away),
+        [place for place in asked if place in away],
+    )
 
 
 def read_step(places: Sequence[str], token: str, reply: Reply) -> Step:

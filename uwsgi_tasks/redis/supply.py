@@ -7,14 +7,14 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import NamedTuple, TypeVar
 
 from uwsgi_tasks.errors import RedisAway
 from uwsgi_tasks.redis.holdings import Held, by_queue
 from uwsgi_tasks.redis.later import Later
-from uwsgi_tasks.redis.queues import End, Queues, Step, read_step
+from uwsgi_tasks.redis.queues import End, Queues, Step, raise_first, read_step
 from uwsgi_tasks.redis.script import Reply, Word
 from uwsgi_tasks.redis.waiter import Behind
 
@@ -48,6 +48,15 @@ class _Sent(NamedTuple):
     token: str
     ends: Sequence[End]
     at: float
+
+
+class _Unheard(NamedTuple):
+    """Claims of which we are never told."""
+
+    token: str
+    places: Sequence[str]
+    until: float
+    """When they have been made, if ever."""
 
 
 NOTHING = Step([], [], None)
@@ -93,8 +102,7 @@ class Supply:
         """Of who sends that step, or hears of it."""
         self._behind: _Sent | None = None
         """The step that follows a wait, until its reply is known."""
-        self._unheard: deque[tuple[str, float]] = deque()
-        """The tokens of claims of which we are never told, and until when they may be made."""
+        self._unheard: deque[_Unheard] = deque()
         self._reclaim_at = 0.0
         self._retold: set[str] = set()
         """What has ended and is told once more: Redis may have known it."""
@@ -140,6 +148,10 @@ class Supply:
         except BaseException:
             self._lose(sent)
             raise
+        if step.missed:
+            missed = [end for end in sent.ends if end.queue in step.missed]
+            self._lose(sent._replace(places=step.unheard, ends=missed))
+            sent = sent._replace(ends=[end for end in sent.ends if end.queue not in step.missed])
         return self._taken(step, sent)
 
     def _planned(self, most: int, ends: Sequence[End] = ()) -> _Sent:
@@ -162,11 +174,11 @@ class Supply:
         if is_refused:
             return
         self._retold.update(end.id for end in sent.ends)
-        if sent.most:
+        if sent.most and sent.places:
             self._note_unheard(sent)
 
     def _note_unheard(self, sent: _Sent) -> None:
-        self._unheard.append((sent.token, time.monotonic() + _LATE))
+        self._unheard.append(_Unheard(sent.token, sent.places, time.monotonic() + _LATE))
         if len(self._unheard) > _UNHEARD:
             # What was sent when Redis went may have come there, and what was when it came back. In
             # between it was away; should one have come there nevertheless, its leases decide.
@@ -320,27 +332,36 @@ class Supply:
     def give_back(self, held: Sequence[Held]) -> None:
         """Give back what does not run here; what cannot be given back now, is later."""
         # What runs, and does so once at most, is gone from Redis.
-        ours = [one for one in held if not one.is_taken_off]
-        try:
-            for _, group in groupby(sorted(ours, key=by_queue), key=by_queue):
-                self._queues.release([one.claim for one in group])
-        except RedisAway:
-            self._unwanted += held
-            raise
+        groups = by_queue(one for one in held if not one.is_taken_off)
+        away = self._queues.each(
+            list(groups),
+            lambda queue: self._queues.release([one.claim for one in groups[queue]]),
+        )
+        self._unwanted += [one for queue in away for one in groups[queue]]
+        raise_first(away)
 
     def give_back_later(self, held: Held) -> None:
         """Give back one job when Redis is there."""
         self._unwanted.append(held)
 
-    def give_back_ahead(self) -> None:
-        """Give back what was claimed ahead."""
-        back: list[Held] = []
-        while True:
-            try:
-                back.append(self.ahead.pop())
-            except IndexError:
-                break
-        self.give_back(back[::-1])
+    def give_back_ahead(self, patience: float = 0.0) -> None:
+        """Give back what was claimed ahead, if no step is under way, or ends within *patience*.
+
+        Else what lies behind that would be claimed meanwhile, and run before it.
+        """
+        if not self._turn.acquire(timeout=patience):
+            if patience:
+                raise RedisAway("Redis does not answer")
+            return
+        try:
+            back: list[Held] = []
+            while self.ahead:
+                # A thread that takes one may be faster.
+                with contextlib.suppress(IndexError):
+                    back.append(self.ahead.pop())
+            self.give_back(back[::-1])
+        finally:
+            self._turn.release()
 
     def give_back_all(self) -> None:
         """Give back what is ours, and nobody here runs or knows of."""
@@ -359,12 +380,20 @@ class Supply:
         unheard = list(_drained(self._unheard))
         self._reclaim_at = now + _LOOK_AGAIN
         try:
-            for name in self.names:
-                self._queues.reclaim(name, [token for token, _ in unheard])
+            away = self._reclaim(unheard)
         except BaseException:
             self._unheard.extendleft(reversed(unheard))
             raise
-        self._unheard += [(token, until) for token, until in unheard if until > now]
+        for one in unheard:
+            places = [name for name in one.places if one.until > now or name in away]
+            if places:
+                self._unheard.append(one._replace(places=places))
+        raise_first(away)
+
+    def _reclaim(self, unheard: Sequence[_Unheard]) -> Mapping[str, RedisAway]:
+        tokens = {name: [one.token for one in unheard if name in one.places] for name in self.names}
+        names = [name for name in self.names if tokens[name]]
+        return self._queues.each(names, lambda name: self._queues.reclaim(name, tokens[name]))
 
 
 def _drained(queue: deque[_Thing]) -> Iterator[_Thing]:
