@@ -658,7 +658,7 @@ def test_a_task_that_takes_too_long_is_interrupted(app):
 
 
 def test_a_task_that_takes_too_long_on_one_of_several_threads_is_interrupted(app):
-    @app.declare(timeout=0.1, retry=Retry(attempts=2), result_ttl=TTL)
+    @app.declare(timeout=1, retry=Retry(attempts=2), result_ttl=TTL)
     def send():
         if get_current_task().attempt == 2:
             return "in time"
@@ -724,6 +724,15 @@ def test_what_was_cancelled_while_it_ran_does_not_run_again(app, how):
     assert (len(runs), handle.state, app.jobs()) == (1, State.CANCELLED, [])
 
 
+@pytest.fixture
+def patience(monkeypatch):
+    """What lies ahead stays there while what runs takes its time."""
+    monkeypatch.setattr(consumer_module, "_STUCK", 5)
+
+
+patiently = pytest.mark.usefixtures("patience")
+
+
 def eager(app, *names, **consuming):
     """A worker that takes many at a time from the start, as one does whose jobs are quick."""
     consumer = Restless.within(app.worker(*names, **consuming))
@@ -731,6 +740,7 @@ def eager(app, *names, **consuming):
     return consumer
 
 
+@patiently
 def test_what_was_claimed_ahead_and_is_cancelled_is_asked_to_stop(app):
     """It is another's already; the answer does not promise that it will not run."""
     seen = []
@@ -746,6 +756,7 @@ def test_what_was_claimed_ahead_and_is_cancelled_is_asked_to_stop(app):
     assert seen == [("first", False), ("second", True)]
 
 
+@patiently
 def test_what_was_claimed_ahead_cancelled_and_given_back_never_runs(app):
     seen = []
 
@@ -827,14 +838,18 @@ def test_a_task_that_turns_its_end_into_another_error_is_cancelled_all_the_same(
 
 
 def test_a_lease_is_extended_while_the_job_runs(app):
+    def ends_at():
+        return float(app.queues.client.call("ZSCORE", app.key("run"), get_current_task().id))
+
     @app.declare(lease=1, result_ttl=TTL)
     def send():
-        time.sleep(1.5)
-        return len(app.claim())
+        first = ends_at()
+        until(lambda: ends_at() > first)
+        return "extended"
 
     handle = send()
     app.work()
-    assert handle.result(5) == 0
+    assert handle.result(5) == "extended"
 
 
 def test_what_was_claimed_ahead_behind_a_long_job_is_given_to_others(app):
@@ -843,7 +858,7 @@ def test_what_was_claimed_ahead_behind_a_long_job_is_given_to_others(app):
     @app.declare
     def send(name):
         if name == "long":
-            time.sleep(0.5)
+            running_of(app, 1)
             seen.extend((claim.id, claim.crashes) for claim in app.claim(5))
 
     handles = send.map(["long", "second", "third"])
@@ -875,6 +890,7 @@ def running_of(app, count):
     until(lambda: app.queues.sizes("default").running == count)
 
 
+@patiently
 def test_what_comes_next_is_claimed_while_a_full_batch_runs(app):
     consumer, runs = far_ahead(app, 150, lambda: running_of(app, 100))
     consumer.run()
@@ -893,6 +909,7 @@ def test_what_was_claimed_while_others_ran_does_not_wait_for_a_long_one(app):
     assert app.letters() == {}
 
 
+@patiently
 def test_a_worker_that_stops_gives_back_what_it_never_heard_of(app):
     def stop():
         running_of(app, 100)
@@ -903,6 +920,7 @@ def test_a_worker_that_stops_gives_back_what_it_never_heard_of(app):
     assert (runs, app.queues.sizes("default")) == ([0], (99, 0, 0))
 
 
+@patiently
 @pytest.mark.parametrize("is_done", [True, False])
 def test_what_the_step_ahead_was_to_do_is_done_though_its_answer_was_lost(app, is_done):
     consumer, runs = far_ahead(app, 300, lambda: None)
@@ -929,6 +947,7 @@ def test_what_the_step_ahead_was_to_do_is_done_though_its_answer_was_lost(app, i
     assert (sorted(runs), app.jobs(), left) == (list(range(300)), [], [])
 
 
+@patiently
 def test_a_redis_that_has_forgotten_the_scripts_is_told_the_step_ahead_once_more(app):
     consumer, runs = far_ahead(app, 300, lambda: None)
     ask, asked = consumer._supply._later.ask, []
@@ -946,6 +965,7 @@ def test_a_redis_that_has_forgotten_the_scripts_is_told_the_step_ahead_once_more
     assert len(asked) > 2
 
 
+@patiently
 def test_what_was_heard_of_too_late_is_left_to_who_has_it(app):
     """As after a process has stood still: the lease began when Redis took the step."""
     runs = []
@@ -1005,10 +1025,10 @@ def test_one_job_that_is_claimed_while_others_run_does_not_count_as_alone(app):
 def test_leases_are_extended_while_the_answer_to_the_step_ahead_does_not_come(app):
     taken = []
 
-    @app.declare(lease=1)
+    @app.declare(lease=3)
     def send(number):
         if number == 0:
-            end = time.monotonic() + 2.5
+            end = time.monotonic() + 4
             while time.monotonic() < end:
                 taken.extend(claim.id for claim in app.claim())
                 time.sleep(0.05)
@@ -1018,8 +1038,11 @@ def test_leases_are_extended_while_the_answer_to_the_step_ahead_does_not_come(ap
     consumer = eager(app)
     consumer._supply._batch = 5
 
+    is_over = threading.Event()
+
     def wait_in_vain():
-        time.sleep(3)
+        # Longer than the lease.
+        is_over.wait(20)
         raise RedisAway("it does not answer")
 
     # As where packets are dropped.
@@ -1027,6 +1050,7 @@ def test_leases_are_extended_while_the_answer_to_the_step_ahead_does_not_come(ap
     consumer._supply._later.hear = wait_in_vain
     with beside(consumer):
         until(lambda: "over" in taken)
+        is_over.set()
     assert len(taken) > 1
     assert first.id not in taken
 
@@ -1157,6 +1181,7 @@ def test_while_redis_is_away_it_is_told_of_ends_with_patience_and_all_of_them_wh
         assert 1 <= asked <= seconds + 1
 
 
+@patiently
 def test_what_is_told_twice_because_nobody_heard_of_it_is_no_lost_lease(app, caplog):
     caplog.set_level("INFO")
     consumer, runs = far_ahead(app, 300, lambda: None)
@@ -1221,7 +1246,9 @@ def unheard_of(consumer, then):
 
     def lose(seconds):
         waiter.wait = wait
-        wait(0.01)
+        # It is called away as soon as it has asked.
+        waiter.wake()
+        wait(30)
         # As for a network that tells our end alone: Redis takes us for one that waits still.
         lines.extend(line for line, _, _ in waiter._asked.values())
         for number in waiter._asked:
@@ -1237,16 +1264,19 @@ def unheard_of(consumer, then):
 def test_what_was_claimed_for_who_stops_in_that_moment_is_given_back(app):
     send, runs = noting(app)
     consumer = app.worker("default")
-    wait = consumer._supply._waiter.wait
+    waiter = consumer._supply._waiter
+    wait = waiter.wait
 
     def stop_meanwhile(seconds):
-        wait(0.01)
+        # It is called away as soon as it has asked.
+        waiter.wake()
+        wait(30)
         send(1)
         until(lambda: app.queues.sizes("default").running)
         consumer.stop()
         return False
 
-    consumer._supply._waiter.wait = stop_meanwhile
+    waiter.wait = stop_meanwhile
     consumer.run()
     assert (runs, app.queues.sizes("default")) == ([], (1, 0, 0))
 
@@ -1409,7 +1439,7 @@ def test_what_fails_after_its_lease_was_over_is_no_dead_letter_where_others_have
     def send():
         app.steal(get_current_task().id)
         # Until its worker has asked, at a third of it.
-        time.sleep(0.7)
+        until(lambda: app.executor("redis")._holdings.running[0].is_lost)
         raise OSError
 
     send()
@@ -1485,6 +1515,7 @@ def test_what_runs_once_at_most_is_cancelled_before_it_runs(app):
     assert (runs, handle.state, app.jobs()) == ([], State.CANCELLED, [])
 
 
+@patiently
 def test_what_runs_once_at_most_and_is_cancelled_when_it_was_claimed_does_not_run(app):
     seen = []
 
@@ -1519,6 +1550,7 @@ def test_what_runs_once_at_most_may_ask_for_more(app):
     assert app.letters() == {handle.id: "OSError: "}
 
 
+@patiently
 def test_what_runs_once_at_most_and_was_claimed_ahead_is_given_back(app):
     runs = []
 
@@ -1549,6 +1581,7 @@ def test_what_runs_once_at_most_needs_no_heartbeat(app):
     assert runs == [1]
 
 
+@patiently
 def test_what_runs_once_at_most_does_not_run_if_it_was_taken_away_meanwhile(app):
     runs = []
 
@@ -1939,6 +1972,7 @@ def test_json_does_not_choose_what_a_worker_imports(app, server, tmp_path, monke
 # --- the end of a worker
 
 
+@patiently
 def test_a_worker_that_has_run_as_much_as_it_may_gives_the_rest_back(app):
     send, runs = noting(app)
     send.map(range(10))
