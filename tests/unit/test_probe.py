@@ -168,7 +168,7 @@ def test_a_question_that_is_taken_and_not_answered_is_found_out_at_once(spool, s
 def test_a_question_without_an_answer_ends_in_time(spool, serve, act, silence):
     serve(act)
 
-    assert ask(spool, [], 0.5, Settings()) is silence
+    assert ask(spool, [], 3, Settings()) is silence
 
 
 def test_a_question_that_nobody_takes_is_taken_back(spool, serve):
