@@ -420,7 +420,7 @@ class Watcher(Redis):
             "unixsocket": self.folder / "socket",
             "dir": self.data,
             f"sentinel monitor {name}": f"127.0.0.1 {watched} {quorum}",
-            f"sentinel down-after-milliseconds {name}": 1500,
+            f"sentinel down-after-milliseconds {name}": 4000,
             f"sentinel failover-timeout {name}": 5000,
         }
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
@@ -204,8 +205,9 @@ def test_delayed_jobs_survive_spoolers_that_are_killed_while_they_move_them(serv
     end = time.time() + 4
     while time.time() < end:
         for pid in server.spooler_pids():
-            os.kill(pid, signal.SIGKILL)
-            kills += 1
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
 
     server.wait_for(lambda: len(numbers(server, "good")) == 600)
     server.wait_for(lambda: not server.waiting() and not server.delayed())

@@ -93,9 +93,9 @@ def test_a_retry_goes_on_with_its_buffer_and_the_runs_that_are_left(server):
 
 
 def test_one_of_the_future_waits_for_its_time(server):
+    before = len(server.events("old"))
     due = time.time() + 2
     path = deliver(server, "arguments", 2.0)
-    before = len(server.events("old"))
 
     server.wait_for(lambda: not path.exists())
     events = server.events("old")[before:]

@@ -56,7 +56,7 @@ SOURCE = """
         record("begun", name=name)
         time.sleep(600)
 
-    @task(executor="spooler", timeout=0.3)
+    @task(executor="spooler", timeout=2)
     def each(number):
         record("each", number=number)
         if number == 1:

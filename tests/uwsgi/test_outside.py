@@ -97,6 +97,8 @@ def test_a_priority_that_the_server_would_not_honour_is_refused(server):
 
 
 def test_what_cannot_be_pickled_is_refused_and_leaves_nothing_behind(server):
+    # Of the tests before, all has run by then.
+    server.wait_for(lambda: not server.waiting())
     message = refused(outside(server, "note('x', lambda: 0)"))
 
     assert "argument 2" in message
@@ -128,6 +130,7 @@ try:
 finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 """
+    server.wait_for(lambda: not server.waiting())
     assert "could not write" in refused(outside(server, source))
     assert not server.waiting()
     assert not [path for path in server.spool.iterdir() if path.name.startswith(".uwsgi")]

@@ -142,7 +142,7 @@ def test_a_secret_is_changed_over_a_reload_and_nothing_that_waits_is_lost(serve)
 def test_what_was_signed_before_the_secret_was_dropped_is_kept_with_the_remedy(serve):
     source = SOURCE + "\n    configure(secret=Path('secrets').read_text().splitlines())\n"
     server = serve(source, mules=1, files={"secrets": FIRST})
-    server.call("note.using(at=timedelta(seconds=3))('old')")
+    server.call("note.using(at=timedelta(seconds=8))('old')")
     (server.folder / "secrets").write_text(SECOND)
     server.reload()
 

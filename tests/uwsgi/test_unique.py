@@ -35,7 +35,7 @@ SOURCE = """
         gate(name)
         raise LookupError("no such order")
 
-    @task(executor="spooler", unique=True, retry=Retry(attempts=3, delay=0.5))
+    @task(executor="spooler", unique=True, retry=Retry(attempts=3, delay=2))
     def flaky(name):
         record("flaky", name=name, attempt=get_current_task().attempt)
         if get_current_task().attempt < 3:
