@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -77,7 +78,7 @@ class Ledger:
         # Of each process its own: one that another thread holds in a fork is never free again.
         # Not plain ones: a signal's handler may cancel a job, which is counted too.
         self._counting: dict[int, threading.RLock] = {}
-        self._owed: deque[Callable[[], object]] = deque()
+        self._owed: deque[tuple[str, Callable[[], object]]] = deque()
         self._catching: dict[int, threading.RLock] = {}
         self._purged_at = float("-inf")
         self._asked = _Asked()
@@ -180,7 +181,8 @@ class Ledger:
         except _AWAY as away:
             if state.is_final:
                 self._owe(
-                    lambda: is_ours(job) and self._store().save(record, _kept_for(job, state))
+                    job.id,
+                    lambda: is_ours(job) and self._store().save(record, _kept_for(job, state)),
                 )
             log.warning(
                 "%s: that it is %s could not be kept: %s",
@@ -193,9 +195,9 @@ class Ledger:
             self.catch_up()
             self._purge()
 
-    def _owe(self, write: Callable[[], object]) -> None:
+    def _owe(self, id: str, write: Callable[[], object]) -> None:  # noqa: A002  the job's
         if len(self._owed) < _OWED:
-            self._owed.append(write)
+            self._owed.append((id, write))
 
     @property
     def owes(self) -> bool:
@@ -210,15 +212,28 @@ class Ledger:
         with self._catching.setdefault(os.getpid(), threading.RLock()):
             until = time.monotonic() + _SOON
             while self._owed:
+                first = self._owed[0]
                 try:
-                    self._owed[0]()
+                    first[1]()
                 except _AWAY:
+                    # What it never takes, being too large, say, does not hold the others up.
+                    self._put_last(first[0])
                     if time.monotonic() > until:
                         return
                     # It was the connection, perhaps, and the next one is a new one.
                     until = 0.0
                 else:
-                    self._owed.popleft()
+                    # The handler of a signal may have done the same in its midst.
+                    with contextlib.suppress(ValueError):
+                        self._owed.remove(first)
+
+    def _put_last(self, id: str) -> None:  # noqa: A002
+        """Let all others come before what is owed to one job, which stays in its order."""
+        for one in tuple(self._owed):
+            if one[0] == id:
+                with contextlib.suppress(ValueError):
+                    self._owed.remove(one)
+                    self._owed.append(one)
 
     def _purge(self) -> None:
         """Delete a little of what has expired, now and then."""
@@ -300,7 +315,7 @@ class Ledger:
         try:
             self._store().release_all(id)
         except _AWAY as error:
-            self._owe(lambda: is_ours() and self._store().release_all(id))
+            self._owe(id, lambda: is_ours() and self._store().release_all(id))
             log.warning(
                 "job %s: its unique key is held for up to a day if the store stays away: %s",
                 id,

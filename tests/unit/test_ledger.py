@@ -255,6 +255,66 @@ def test_what_the_store_has_missed_is_not_written_of_what_is_anothers_by_then(
     assert (ledger.claim(UNIQUE._replace(id="3f-3")) is None) is is_ours
 
 
+def test_what_the_store_never_takes_does_not_hold_up_what_it_has_missed_else(ledger, store):
+    large = {"3f-a", "3f-b", "3f-c"}
+    ids = [*sorted(large), "3f-d", "3f-e"]
+    store.away = True
+    for id_ in ids:
+        ledger.ends(JOB._replace(id=id_), "spooler", OK)
+    store.away = False
+
+    def save(record, ttl):
+        if record.id in large:
+            raise StoreError("it is too large")
+        MemoryStore.save(store, record, ttl)
+
+    store.save = save
+    # Two at a time may be refused, before it is taken to be away.
+    ledger.catch_up()
+    ledger.catch_up()
+    assert [store.get(id_) is not None for id_ in ids] == [False] * 3 + [True] * 2
+    large.clear()
+    ledger.catch_up()
+    assert all(store.get(id_) for id_ in ids)
+
+
+def test_what_is_owed_to_one_job_is_written_in_its_order(ledger, store):
+    store.away = True
+    for state in (State.FAILED, State.SUCCEEDED):
+        ledger.ends(JOB, "spooler", Result(state=state, attempt=2))
+        ledger.ends(JOB._replace(id="3f-a"), "spooler", OK)
+    # Each failure puts one of them behind the other.
+    for _ in range(5):
+        ledger.catch_up()
+    store.away = False
+    ledger.catch_up()
+    assert store.get(JOB.id).state is State.SUCCEEDED
+
+
+def test_what_a_handler_writes_in_the_midst_of_a_write_costs_no_other(ledger, store):
+    store.away = True
+    ids = ["3f-a", "3f-b"]
+    for id_ in ids:
+        ledger.ends(JOB._replace(id=id_), "spooler", OK)
+    store.away = False
+
+    def save(record, ttl):
+        MemoryStore.save(store, record, ttl)
+        store.save = once
+        ledger.catch_up()
+
+    def once(record, ttl):
+        MemoryStore.save(store, record, ttl)
+        store.away = True
+
+    store.save = save
+    ledger.catch_up()
+    store.away = False
+    del store.save
+    ledger.catch_up()
+    assert all(store.get(id_) for id_ in ids)
+
+
 def test_what_is_kept_is_signed(ledger_of, store):
     ledger_of(secret=OURS).ends(JOB, "spooler", OK)
     found = store.get("3f-1")
