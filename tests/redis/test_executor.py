@@ -2042,6 +2042,35 @@ def test_what_does_not_end_within_the_grace_is_given_back_and_runs_again(app):
     assert (codes, claim.id, claim.crashes) == ([0], handle.id, 0)
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_was_taken_off_and_nobody_heard_of_it_is_not_lost_in_silence(app, caplog, is_late):
+    ran, lost, step = [], [], app.queues.step
+
+    @app.declare(lease=None, result_ttl=TTL)
+    def send():
+        ran.append(1)
+
+    def lossy(queues, ends, most, token):
+        found = step(queues, ends, most, token)
+        if ends and not lost:
+            lost.append(1)
+            for held in consumer.holdings.running:
+                held.renewed_at -= 60 * is_late
+            raise RedisAway("nothing comes back")
+        return found
+
+    app.queues.step = lossy
+    handle = send()
+    consumer = Restless.within(app.worker("default"))
+    consumer.run()
+    assert (ran, app.waiting()) == ([], 0)
+    if is_late:
+        assert f"job {handle.id} was to run once at most, and is gone" in caplog.text
+    else:
+        (error,) = app.letters().values()
+        assert (error.endswith("it has not run"), handle.state) == (True, State.FAILED)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_runs_once_at_most_and_does_not_end_within_the_grace_is_a_dead_letter(app):
     codes = []

@@ -77,7 +77,12 @@ class Consumer:
         )
         self._running, self._ahead = self.holdings.running, self.holdings.ahead
         self._supply = Supply(
-            queues, consuming.queues, self.name, self._ahead, is_shared=self._is_shared
+            queues,
+            consuming.queues,
+            self.name,
+            self._ahead,
+            self._note_gone,
+            is_shared=self._is_shared,
         )
         self._handling = Handling(queues, receiver, settings, self._supply.ends)
         self._gate = Gate()
@@ -352,6 +357,19 @@ class Consumer:
             log_lines.one_line(held.claim.id),
             log_lines.one_line(shown(error)),
             exc_info=error,
+            extra={"job_id": held.claim.id, "executor": "redis"},
+        )
+
+    def _note_gone(self, held: Held) -> None:
+        """Note that Redis knows no more of a job that was to run once at most, and has not here."""
+        if time.monotonic() < held.expires_at:
+            # It was ours: it was we who have taken it off.
+            reason = "it was taken off to run once at most, but that was not heard: it has not run"
+            self._handling.give_up(held.claim, reason)
+            return
+        log.error(
+            "job %s was to run once at most, and is gone: it has not run here, and perhaps nowhere",
+            log_lines.one_line(held.claim.id),
             extra={"job_id": held.claim.id, "executor": "redis"},
         )
 

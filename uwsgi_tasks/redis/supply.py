@@ -70,8 +70,9 @@ class Supply:
 
     *owner* is what it is called, and *is_shared* says whether several of its jobs run at a time.
     What is claimed lies in *ahead* until one of them takes it; what is put into *ends* is told with
-    the next step. What Redis could not be told is kept, and told when it is back. All methods
-    that speak with it raise RedisAway.
+    the next step. What Redis could not be told is kept, and told when it is back. *note_gone* hears
+    of what runs once at most, and was to be given back, but is not there any more. All methods that
+    speak with Redis raise RedisAway.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class Supply:
         served: Sequence[tuple[str, int | None]],
         owner: str,
         ahead: deque[Held],
+        note_gone: Callable[[Held], None],
         *,
         is_shared: bool,
     ) -> None:
-        self._queues, self._owner = queues, owner
+        self._queues, self._owner, self._note_gone = queues, owner, note_gone
         # Who dies with several of them has been killed by one that nobody can tell.
         self._mark = "+" if is_shared else ""
         self.names = [name for name, _ in served]
@@ -333,12 +335,15 @@ class Supply:
         """Give back what does not run here; what cannot be given back now, is later."""
         # What runs, and does so once at most, is gone from Redis.
         groups = by_queue(one for one in held if not one.is_taken_off)
-        away = self._queues.each(
-            list(groups),
-            lambda queue: self._queues.release([one.claim for one in groups[queue]]),
-        )
+        away = self._queues.each(list(groups), lambda queue: self._release(groups[queue]))
         self._unwanted += [one for queue in away for one in groups[queue]]
         raise_first(away)
+
+    def _release(self, held: Sequence[Held]) -> None:
+        answers = self._queues.release([one.claim for one in held])
+        for one, answer in zip(held, answers, strict=True):
+            if answer < 0 and one.claim.is_once:
+                self._note_gone(one)
 
     def give_back_later(self, held: Held) -> None:
         """Give back one job when Redis is there."""
