@@ -750,7 +750,7 @@ def test_a_coroutine_can_call_another_task(carrier):
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(5)
+        signal.alarm(60)
         with contextlib.suppress(BaseException):
             first(1)
             carrier.work()
@@ -1113,7 +1113,7 @@ def test_a_coroutine_can_call_coroutines_that_call_others(carrier):
     # Elsewhere: threads that wait for ever would keep this process from ending.
     child = os.fork()
     if child == 0:
-        signal.alarm(10)
+        signal.alarm(60)
         with contextlib.suppress(BaseException):
             send(0)
             carrier.work()

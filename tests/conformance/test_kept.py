@@ -791,7 +791,7 @@ def test_a_coroutine_that_takes_too_long_is_a_failure(carrier):
 def test_an_attempt_that_took_too_long_is_tried_again_by_the_rules(carrier):
     runs = []
 
-    @carrier.task(timeout=0.05, retry=Retry(attempts=3, on=TaskTimeout), result_ttl=TTL)
+    @carrier.task(timeout=0.5, retry=Retry(attempts=3, on=TaskTimeout), result_ttl=TTL)
     def send():
         runs.append(1)
         if len(runs) < 3:
@@ -823,7 +823,7 @@ def test_who_is_in_time_is_left_alone(carrier):
 
 
 def test_each_call_of_a_map_has_its_own_time(travels):
-    @travels.task(timeout=0.1, result_ttl=TTL)
+    @travels.task(timeout=0.5, result_ttl=TTL)
     def send(number):
         if number == 1:
             long_enough()
