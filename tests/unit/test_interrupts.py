@@ -188,15 +188,18 @@ def test_what_is_meant_is_killed():
 
 
 def test_what_tidies_up_when_it_is_killed_does_so():
-    tidied = []
+    tidied, inside = [], threading.Event()
 
     def work():
         try:
+            inside.set()
             busy()
         finally:
             tidied.append(busy(0.05))
 
-    killed(Ran(limited, None, work))
+    ran = Ran(limited, None, work)
+    inside.wait()
+    killed(ran)
     assert tidied == ["at its end"]
 
 
