@@ -107,10 +107,20 @@ def _loop() -> Any:
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="uwsgi_tasks", daemon=True).start()
+            threading.Thread(target=_run, args=(loop,), name="uwsgi_tasks", daemon=True).start()
             _loops.clear()
             _loops[os.getpid()] = loop
         return loop
+
+
+def _run(loop: Any) -> None:
+    while True:
+        try:
+            loop.run_forever()
+        # What a coroutine raises so is for who waits for it; the loop has others.
+        except (SystemExit, KeyboardInterrupt):
+            continue
+        return
 
 
 def _is_on_a_loop() -> bool:

@@ -1159,7 +1159,7 @@ def test_while_redis_is_away_it_is_told_of_ends_with_patience_and_all_of_them_wh
         hold.map(["short", "long"])
         with app.working("default", threads=2) as consumer:
             try:
-                step = consumer._supply.step
+                step = consumer._step
 
                 def counted(most=None):
                     told.append(most)
@@ -1169,7 +1169,7 @@ def test_while_redis_is_away_it_is_told_of_ends_with_patience_and_all_of_them_wh
                 server.stop()
                 gone.set()
                 until(lambda: consumer._supply.ends and not consumer.is_healthy)
-                consumer._supply.step = counted
+                consumer._step = counted
                 since = time.monotonic()
                 time.sleep(5)
                 asked, seconds = told.count(0), time.monotonic() - since

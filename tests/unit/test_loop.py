@@ -58,6 +58,26 @@ def test_what_a_coroutine_raises_is_raised():
         run_coroutine(fail())
 
 
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("run", [lambda one: one, run_by_another_one])
+def test_what_would_end_a_thread_ends_neither_the_loop_nor_others_on_it(end, run):
+    async def leave():
+        await asyncio.sleep(0.01)
+        raise end(3)
+
+    async def stay():
+        await asyncio.sleep(0.5)
+        return "at its end"
+
+    others = []
+    other = threading.Thread(target=lambda: others.append(run_coroutine(stay())))
+    other.start()
+    with pytest.raises(end):
+        run_coroutine(run(leave()), 30)
+    other.join(30)
+    assert (others, run_coroutine(double(2), 30)) == (["at its end"], 4)
+
+
 def test_all_run_on_one_loop_in_a_thread_of_its_own():
     (first, thread), second = run_coroutine(where()), run_coroutine(where())
     assert (first, thread) == second
