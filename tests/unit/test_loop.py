@@ -58,6 +58,10 @@ def test_what_a_coroutine_raises_is_raised():
         run_coroutine(fail())
 
 
+async def run_by_another_one(coroutine):
+    return run_coroutine(coroutine)
+
+
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("run", [lambda one: one, run_by_another_one])
 def test_what_would_end_a_thread_ends_neither_the_loop_nor_others_on_it(end, run):
@@ -165,10 +169,6 @@ def test_a_coroutine_that_is_run_by_another_one_has_an_end_too():
         return "in time"
 
     assert in_time(outer()) == "in time"
-
-
-async def run_by_another_one(coroutine):
-    return run_coroutine(coroutine)
 
 
 @pytest.mark.parametrize("run", [run_coroutine, lambda one: asyncio.run(run_by_another_one(one))])
