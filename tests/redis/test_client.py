@@ -308,23 +308,45 @@ def test_a_handler_whose_call_is_refused_does_no_harm_to_the_one_in_whose_midst_
     assert client.call("STRLEN", KEY) == 4
 
 
-def test_what_handlers_have_opened_is_closed_again(redis_server):
-    client = Client(redis_server.url)
+def test_what_a_handler_has_opened_is_used_again_and_closed_with_the_rest(redis_server):
+    client, other = Client(redis_server.url), Client(redis_server.url)
     client.call("SET", KEY, "text")
-
-    def named():
-        return client.call("CLIENT", "LIST").count(b"name=of-this-test ")
+    seen = set()
 
     def ask():
-        client.calls([("CLIENT", "SETNAME", "of-this-test"), ("GET", KEY)])
+        seen.add(client.call("CLIENT", "ID"))
 
-    client.call("CLIENT", "SETNAME", "of-this-test")
+    ask()
     for _ in range(3):
         with interrupting(redis_server, ask):
             client.call("GET", KEY)
-    assert named() == 1
+    assert len(seen) == 2
     client.close()
+    until(lambda: not seen & ids(other.call("CLIENT", "LIST")))
+    other.close()
     redis_server.flush()
+
+
+def test_however_deep_handlers_call_within_one_another_few_connections_are_kept(redis_server):
+    client, other = Client(redis_server.url), Client(redis_server.url)
+    seen = set()
+
+    def ask(depth):
+        with client._lent() as line:
+            seen.add(line.ask(("CLIENT", "ID")))
+            if depth:
+                ask(depth - 1)
+
+    ask(9)
+    assert len(seen) == 10
+    until(lambda: len(seen & ids(other.call("CLIENT", "LIST"))) == 3)
+    client.close()
+    other.close()
+
+
+def ids(listed):
+    """The connections of which Redis knows."""
+    return {int(line.split()[0].removeprefix(b"id=")) for line in listed.splitlines()}
 
 
 @pytest.mark.parametrize("form", ["user:hunter2@", ":hunter2@"])

@@ -29,6 +29,8 @@ _DEFAULTS = {"socket_connect_timeout": 5.0, "socket_timeout": 15.0}
 """Seconds; the URL may say otherwise, as in ``?socket_timeout=5``."""
 _TRUSTED = 1.0
 """Seconds without use after which a connection is looked at before it is used again."""
+_KEPT = 3
+"""Connections that a thread keeps: to open one takes milliseconds, in which more signals come."""
 _NO_LIMIT = 2**31
 """Connections that a pool of redis-py may make: ours are never given back, and it counts all."""
 _FAILURES = (*FAILURES, redis.RedisError, redis.exceptions.RedisClusterException)
@@ -42,8 +44,9 @@ _ANYTHING = Script("return redis.call(unpack(ARGV))")
 class _Kept(threading.local):
     """What each thread has of its own."""
 
-    line: Line | None = None
-    """Its connection, while no call uses that."""
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        """Connections that no call uses: one, and those of calls in the midst of others."""
 
 
 def is_refusal(error: RedisAway) -> bool:
@@ -203,34 +206,39 @@ class Client:
     # ---- connections ------------------------------------------------------------------------
 
     def _take(self) -> Line:
-        """Take this thread's connection, which was open when it was last looked at.
+        """Take a connection of this thread's own, which was open when it was last looked at.
 
-        Who calls us until it is kept again finds none, and opens another.
+        Who calls us until it is kept again takes, or opens, another.
         """
-        kept, now = self._kept, time.monotonic()
-        found, kept.line = kept.line, None
-        if found is None or found.pid != os.getpid():
-            found = self._open()
-        elif now > found.used_at + _TRUSTED and found.is_broken():
-            found.close()
+        lines, now, found = self._kept.lines, time.monotonic(), None
+        if lines:
+            found = lines.pop()
+            if found.pid != os.getpid():
+                # All are those of our parent.
+                lines.clear()
+                found = None
+            elif now > found.used_at + _TRUSTED and found.is_broken():
+                found.close()
+                found = None
+        if found is None:
             found = self._open()
         found.used_at = now
         return found
 
     def _keep(self, line: Line) -> None:
         """Keep a connection for this thread's next call; no reply is under way there."""
-        kept = self._kept
-        other, kept.line = kept.line, line
-        if other is not None:
-            # Of who called us meanwhile.
-            other.close()
+        lines = self._kept.lines
+        lines.append(line)
+        if len(lines) > _KEPT:
+            lines.pop(0).close()
 
     def _drop(self, line: Line | None = None) -> None:
         """Let go of *line*, and of what this thread has kept."""
-        kept, self._kept.line = self._kept.line, None
-        for one in (line, kept):
-            if one is not None:
-                one.close()
+        lines = self._kept.lines
+        kept = [*lines] if line is None else [line, *lines]
+        lines.clear()
+        for one in kept:
+            one.close()
 
     def _open(self) -> Line:
         found = self._pool().make_connection()
