@@ -38,6 +38,8 @@ _DOUBTS = 2
 _ALONE = 1.0, 60.0
 """Seconds for which a job waits until it is alone, while nothing else begins: each time twice as
 many, and at most so many."""
+_DOUBTED = 1000
+"""Jobs of which a process remembers how long they have waited so."""
 _SHARE = 10
 """Times as long, others have their way then."""
 _DONE, _STUCK_JOB = 0, 75
@@ -217,6 +219,9 @@ class Consumer:
         if not self._gate.enter_alone(
             lambda: self._stopping or held.is_lost or time.monotonic() > until
         ):
+            if len(self._patience) > _DOUBTED:
+                # Others may have run them meanwhile.
+                self._patience.clear()
             self._patience[held.claim.id] = patience
             return False
         self._patience.pop(held.claim.id, None)
@@ -446,7 +451,8 @@ class Consumer:
                     self._receiver.catch_up()
                 self._supply.give_back_ahead(SOON)
                 self._supply.give_back_all()
-                if not self._receiver.owes or time.monotonic() > min(until, self._stop_by):
+                # In a cluster, a part of it may not have been told.
+                if not self._has_more_to_tell or time.monotonic() > min(until, self._stop_by):
                     self._presence.leave()
                     return
             except RedisAway as error:
