@@ -224,7 +224,9 @@ class Shop:
     def end(self) -> None:
         """Kill what is left."""
         for program in self.programs:
-            for pid in [program.pid, *program.children]:
+            # Of one that has ended, the number may be another's by now.
+            is_alive = program.process.poll() is None
+            for pid in [program.pid, *program.children] if is_alive else ():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             program.process.wait()
