@@ -335,7 +335,9 @@ def test_what_a_job_forks_ends_as_that_of_any_program(shop, processes, threads):
         from stage import record
         from uwsgi_tasks import task
         def doze():
-            time.sleep(600)
+            # Not in one: a signal just before it would be heard behind it.
+            for _ in range(6000):
+                time.sleep(0.1)
         def listen(listens):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
             listens.send("now")
