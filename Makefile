@@ -10,7 +10,7 @@ run: $(VENV)/.ready-run
 
 # Three at a time, whatever the machine has: most of them wait for a server.
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --reruns 1 -r sR $(PYTEST_ARGS)
 
 coverage: $(VENV)/.ready-test
 	rm -f .coverage .coverage.*

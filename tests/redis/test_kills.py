@@ -91,6 +91,8 @@ class Storm:
         self.kills[kind] += 1
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
+        # Else it might be taken to be alive at the end.
+        self.crew.wait_for(lambda: stat(victim)[:1] in ([], ["Z"]))
 
     def _parents(self):
         return [worker.pid for _, worker in self._slots]
